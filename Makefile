@@ -1,0 +1,56 @@
+# `make demo` and `make test` need nothing but Python 3.11: each makes .venv when it is missing or out of date.
+
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+# Twice quiet: errors only.
+PIP_INSTALL := $(BIN)/pip install --quiet --quiet --disable-pip-version-check -c constraints.txt
+
+# One stamp for each set of extras; [dev] includes [run], so installing it brings both up to date.
+RUN_STAMP := $(VENV)/.installed-run
+DEV_STAMP := $(VENV)/.installed-dev
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help demo test test-slow lint format clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(RUN_STAMP) ## Compress a small network and show what came of it; ARGS='...' go to `adntn compress`
+	@$(BIN)/adntn compress $(ARGS)
+
+test: $(DEV_STAMP) ## Run the quick tests; ARGS='...' go to pytest
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+# pytest exits with 5 when it finds no test: no slow tests yet is no failure.
+test-slow: $(DEV_STAMP) ## Run the slow tests; ARGS='...' go to pytest
+	$(BIN)/python -m pytest -m slow $(ARGS) || test $$? -eq 5
+
+lint: $(DEV_STAMP) ## Check style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(DEV_STAMP) ## Put the code into the house format, with the fixes that ruff is sure of
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+clean: ## Remove the environment, caches and builds; runs/ stays
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find src tests benchmarks examples -type d -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+
+$(RUN_STAMP): pyproject.toml constraints.txt
+	@echo "Installing adntn[run] into $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP_INSTALL) -e '.[run]'
+	@touch $@
+
+$(DEV_STAMP): pyproject.toml constraints.txt
+	@echo "Installing adntn[dev] into $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP_INSTALL) -e '.[dev]'
+	@touch $@ $(RUN_STAMP)

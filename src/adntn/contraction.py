@@ -1,0 +1,557 @@
+"""The contraction of a level: how cores meet a state in few, large matrix products.
+
+A level is a circuit on *wires*: parents come in, expansions and carries turn them into children, gates mix
+neighbours. The circuit is walked once, from the last wire to the first, and cut into :class:`Segment` s. A segment is
+a Kronecker product of some cores, with every gate that can already act merged into it: one small matrix that acts
+on neighbouring wires. So the state is never an array of more than a handful of dimensions, whatever Q is, and a gate
+never costs a pass of its own over a large state.
+
+Plans are plain Python, made once for a blueprint; :func:`apply` runs one on tensors. The same walk, restricted to the
+cores above one axis of the weight, gives the exact split W = A C B^T of the readout (see :class:`Split`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from adntn.tensorize import IN, KERNEL, OUT, Tensorization
+from adntn.topology import Blueprint, Level
+
+__all__ = ["Contraction", "Plan", "Segment", "Split", "apply", "plan_level", "plan_readout", "plan_split"]
+
+# Bounds on one segment's matrix. Larger ones cost arithmetic (a product with a merged matrix of b inputs costs b
+# multiply-adds an output), smaller ones cost calls. 256 outputs of 16 inputs are four readout cores of radix 2.
+_MAX_OUTPUTS = 256
+_MAX_ENTRIES = 1 << 13
+
+Axes = tuple[int, ...]
+Cores = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A run of neighbouring cores of one kind, or of wires that pass through untouched.
+
+    Attributes:
+        kind: which stack of cores, or ``"pass"``.
+        name: of the parameter that holds the stack; empty for ``"pass"``.
+        start: first core of the run.
+        count: cores in the run.
+        size: entries of the wires that pass through; unused for cores.
+    """
+
+    kind: Literal["expand", "mix", "pass"]
+    name: str = ""
+    start: int = 0
+    count: int = 0
+    size: int = 1
+
+
+Stage = tuple[Piece, ...]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One matrix on neighbouring wires, and what becomes of its outputs.
+
+    Attributes:
+        stages: Kronecker products, applied one after the other.
+        size_in: entries of its inputs.
+        held: entries of the leading outputs that a later segment, further left, still needs.
+        released: entries of the finished outputs, an entry an axis.
+        columns: order of the outputs that puts the finished ones axis by axis; None if they stand so.
+    """
+
+    stages: tuple[Stage, ...]
+    size_in: int
+    held: int
+    released: Axes
+    columns: tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A circuit as segments, the last wires first.
+
+    Attributes:
+        segments: in the order in which they act.
+        size_in: entries of the incoming state.
+        size_out: entries of the outgoing state, an entry an axis.
+        crop: how many indices of each axis are wanted, or None for all of them.
+    """
+
+    segments: tuple[Segment, ...]
+    size_in: int
+    size_out: Axes
+    crop: Axes | None = None
+
+
+@dataclass
+class _Wire:
+    """A wire as the walk sees it: finished when no gate is waiting for it."""
+
+    size: int
+    axis: int
+    gates: list[tuple[int, int]] = field(default_factory=list)  # (layer, gate) still to act, in order
+
+
+@dataclass(frozen=True)
+class _Input:
+    """What enters a circuit: a parent with a core to expand it, or a wire that passes through."""
+
+    wires: tuple[int, ...]  # keys of what it becomes: positions, or below zero a parent left as it is
+    core: tuple[str, int] | None  # (parameter, index in its stack)
+    size: int
+
+
+def _runs(cores: Sequence[tuple[str, int] | None], sizes: Sequence[int], kind: Literal["expand", "mix"]) -> Stage:
+    """Group neighbouring cores of one stack, and neighbouring untouched wires, into pieces."""
+    pieces: list[Piece] = []
+    for core, size in zip(cores, sizes, strict=True):
+        last = pieces[-1] if pieces else None
+        if core is None:
+            if last is not None and last.kind == "pass":
+                pieces[-1] = Piece("pass", size=last.size * size)
+            else:
+                pieces.append(Piece("pass", size=size))
+        elif last is not None and last.name == core[0] and last.start + last.count == core[1]:
+            pieces[-1] = Piece(kind, last.name, last.start, last.count + 1)
+        else:
+            pieces.append(Piece(kind, core[0], core[1], 1))
+    return tuple(pieces)
+
+
+def _does_nothing(stage: Stage) -> bool:
+    return all(piece.kind == "pass" for piece in stage)
+
+
+class _Circuit:
+    """Walks a circuit from the last wire to the first and cuts it into segments."""
+
+    def __init__(self, level: Level, wires: dict[int, _Wire], num_axes: int) -> None:
+        self.level = level
+        self.wires = wires
+        self.num_axes = num_axes
+
+    def plan(self, inputs: Sequence[_Input]) -> Plan:
+        queue, held, segments = list(inputs), [], []
+        while queue:
+            taken = self._take(queue, held)
+            segment, held = self._segment(taken, held)
+            segments.append(segment)
+        size_out = tuple(math.prod(s.released[a] for s in segments) for a in range(self.num_axes))
+        return Plan(tuple(segments), math.prod(i.size for i in inputs), size_out)
+
+    def _take(self, queue: list[_Input], held: list[int]) -> list[_Input]:
+        """Take inputs off the right end until one more would make the segment's matrix too large."""
+        taken: list[_Input] = []
+        size_in = size_out = math.prod(self.wires[w].size for w in held)
+        while queue:
+            candidate = queue[-1]
+            size_in *= candidate.size
+            size_out *= math.prod(self.wires[w].size for w in candidate.wires)
+            if taken and (size_out > _MAX_OUTPUTS or size_in * size_out > _MAX_ENTRIES):
+                break
+            taken.insert(0, queue.pop())
+        return taken
+
+    def _segment(self, taken: list[_Input], held: list[int]) -> tuple[Segment, list[int]]:
+        size_of = {w: self.wires[w].size for i in taken for w in i.wires} | {w: self.wires[w].size for w in held}
+        size_in = math.prod(i.size for i in taken) * math.prod(size_of[w] for w in held)
+        stages: list[Stage] = []
+        first = _runs(
+            [i.core for i in taken] + [None] * len(held),
+            [i.size for i in taken] + [size_of[w] for w in held],
+            "expand",
+        )
+        if not _does_nothing(first):
+            stages.append(first)
+        run = [w for i in taken for w in i.wires] + held
+        while fired := self._ready(run):
+            cores: list[tuple[str, int] | None] = []
+            sizes: list[int] = []
+            place = 0
+            while place < len(run):
+                gate = fired.get(place)
+                cores.append(None if gate is None else (f"mix.{self.level.number}.{gate[0]}", gate[1]))
+                sizes.append(size_of[run[place]])
+                place += 1 if gate is None else 2
+            stages.append(_runs(cores, sizes, "mix"))
+        still_open = [place for place, w in enumerate(run) if self.wires[w].gates]
+        cut = still_open[-1] + 1 if still_open else 0
+        held, done = run[:cut], run[cut:]
+        released = tuple(
+            math.prod(size_of[w] for w in done if self.wires[w].axis == axis) for axis in range(self.num_axes)
+        )
+        columns = self._columns(math.prod(size_of[w] for w in held), done)
+        segment = Segment(tuple(stages), size_in, math.prod(size_of[w] for w in held), released, columns)
+        return segment, held
+
+    def _ready(self, run: list[int]) -> dict[int, tuple[int, int]]:
+        """Return the gates whose two wires are both here and wait for that gate next, by their first wire's place."""
+        fired: dict[int, tuple[int, int]] = {}
+        for place in range(len(run) - 1):
+            left, right = self.wires[run[place]], self.wires[run[place + 1]]
+            if place - 1 not in fired and left.gates and right.gates and left.gates[0] == right.gates[0]:
+                fired[place] = left.gates[0]
+        for place in fired:
+            self.wires[run[place]].gates.pop(0)
+            self.wires[run[place + 1]].gates.pop(0)
+        return fired
+
+    def _columns(self, held: int, done: list[int]) -> tuple[int, ...] | None:
+        axes = [self.wires[w].axis for w in done]
+        if axes == sorted(axes):
+            return None
+        sizes = [self.wires[w].size for w in done]
+        strides = [math.prod(sizes[place + 1 :]) for place in range(len(done))]
+        index = [0]
+        for place in sorted(range(len(done)), key=lambda p: axes[p]):
+            index = [i + step * strides[place] for i in index for step in range(sizes[place])]
+        total = math.prod(sizes)
+        return tuple(h * total + i for h in range(held) for i in index)
+
+
+def _gates(level: Level) -> dict[int, list[tuple[int, int]]]:
+    """Return, for every child position, the gates that act on it, in order."""
+    gates: dict[int, list[tuple[int, int]]] = {position: [] for position in range(level.children)}
+    for layer, mixer in enumerate(level.mixers):
+        for gate in range(mixer.gates):
+            for position in (mixer.first + 2 * gate, mixer.first + 2 * gate + 1):
+                gates[position].append((layer, gate))
+    return gates
+
+
+def _parents(level: Level) -> list[_Input]:
+    inputs: list[_Input] = []
+    for parent in range(level.parents):
+        if parent < level.expansions:
+            children, core = (2 * parent, 2 * parent + 1), (f"expand.{level.number}", parent)
+        else:
+            children, core = (level.expansions + parent,), (f"carry.{level.number}", parent - level.expansions)
+        inputs.append(_Input(children, core, level.size_in))
+    return inputs
+
+
+@lru_cache(maxsize=1024)
+def plan_level(level: Level) -> Plan:
+    """Plan a level between two hidden states; its outcome has one axis, the raveled state."""
+    wires = {p: _Wire(level.size_out, 0, gates) for p, gates in _gates(level).items()}
+    return _Circuit(level, wires, num_axes=1).plan(_parents(level))
+
+
+@lru_cache(maxsize=1024)
+def plan_readout(level: Level, tensorization: Tensorization) -> Plan:
+    """Plan the last level so that its outcome has the weight's axes, padded axes cropped on the way."""
+    gates = _gates(level)
+    wires = {p: _Wire(level.size_out, mode.axis, gates[p]) for p, mode in enumerate(tensorization.modes)}
+    plan = _Circuit(level, wires, num_axes=len(tensorization.axes)).plan(_parents(level))
+    return replace(plan, crop=_crop(tensorization))
+
+
+def _crop(tensorization: Tensorization) -> Axes:
+    """Return how much of each axis to keep in tree order: all of it where its digits are out of order."""
+    return tuple(
+        size if tensorization.digit_permutation(axis) is None else tensorization.padded_axes[axis]
+        for axis, size in enumerate(tensorization.axes)
+    )
+
+
+@dataclass(frozen=True)
+class Split:
+    """The readout as three circuits: W = A C B^T, exactly, since the readout is linear.
+
+    A core or gate belongs to ``out`` if everything below it is an ``out`` mode, to ``in`` likewise; the rest, and
+    the hidden state, are the centre.
+
+    Attributes:
+        outer: from the ``out`` cut to the ``out`` axis; run on the identity it gives A^T.
+        inner: from the ``in`` cut to the ``in`` axis; run on the identity it gives B^T.
+        centre: from the hidden state to (``out`` cut, ``in`` cut, kernel).
+    """
+
+    outer: Plan
+    inner: Plan
+    centre: Plan
+
+    @property
+    def ranks(self) -> tuple[int, int]:
+        """The sizes r and r' of the two cuts."""
+        return self.outer.size_in, self.inner.size_in
+
+
+@lru_cache(maxsize=1024)
+def plan_split(level: Level, tensorization: Tensorization) -> Split | None:
+    """Plan the split of the readout along the weight's axes; None where the order keeps the axes together."""
+    if not tensorization.splits_axes:
+        return None
+    below: dict[int, frozenset[int]] = {p: frozenset([m.axis]) for p, m in enumerate(tensorization.modes)}
+    mine: dict[frozenset[int], dict[int, list[tuple[int, int]]]] = {
+        key: {p: [] for p in below} for key in (frozenset([OUT]), frozenset([IN]))
+    }
+    centre_gates: dict[int, list[tuple[int, int]]] = {p: [] for p in below}
+    for layer in range(len(level.mixers) - 1, -1, -1):
+        mixer = level.mixers[layer]
+        for gate in range(mixer.gates):
+            left = mixer.first + 2 * gate
+            union = below[left] | below[left + 1]
+            home = mine.get(union, centre_gates)
+            for position in (left, left + 1):
+                below[position] = union
+                home[position].insert(0, (layer, gate))
+
+    inputs: list[_Input] = []  # of the centre
+    sides: dict[int, list[_Input]] = {OUT: [], IN: []}
+    wires: dict[int, _Wire] = {}
+    for parent, entry in enumerate(_parents(level)):
+        union = frozenset().union(*(below[p] for p in entry.wires))
+        if union in mine:
+            (axis,) = union
+            # A parent of one axis passes through the centre as it is; its core belongs to that axis' circuit.
+            key = -1 - parent
+            wires[key] = _Wire(level.size_in, axis)
+            inputs.append(_Input((key,), None, level.size_in))
+            sides[axis].append(entry)
+            continue
+        inputs.append(entry)
+        for position in entry.wires:
+            # Behind the centre's gates each of these wires leads to one axis only.
+            leads_to = tensorization.modes[position].axis
+            wires[position] = _Wire(level.size_out, leads_to, centre_gates[position])
+            if leads_to in sides:
+                sides[leads_to].append(_Input((position,), None, level.size_out))
+
+    outer, inner = (_side(level, mine[frozenset([axis])], sides[axis]) for axis in (OUT, IN))
+    axes = [mode.axis for mode in tensorization.modes]
+    if axes != sorted(axes) and (outer.size_in >= outer.size_out[0] or inner.size_in >= inner.size_out[0]):
+        return None
+    centre = _Circuit(level, wires, num_axes=len(tensorization.axes)).plan(inputs)
+    if len(tensorization.axes) > KERNEL:
+        cuts = (outer.size_in, inner.size_in)
+        centre = replace(centre, crop=(*cuts, _crop(tensorization)[KERNEL]))
+    crop = _crop(tensorization)
+    return Split(replace(outer, crop=crop[:1]), replace(inner, crop=crop[1:2]), centre)
+
+
+def _side(level: Level, gates: dict[int, list[tuple[int, int]]], inputs: list[_Input]) -> Plan:
+    wires = {p: _Wire(level.size_out, 0, list(gates[p])) for i in inputs for p in i.wires}
+    return _Circuit(level, wires, num_axes=1).plan(inputs)
+
+
+# --- running a plan -----------------------------------------------------------------------------------------------
+
+
+def apply(plan: Plan, cores: Cores, state: Tensor) -> Tensor:
+    """Run a plan on a batch of states.
+
+    Args:
+        plan: from :func:`plan_level`, :func:`plan_readout` or :func:`plan_split`.
+        cores: the level's stacks by parameter name, each of shape ``(groups, cores, size_in, size_out)``; a gate's
+            rows are the new pair of indices, its columns the old.
+        state: shape ``(groups, batch, plan.size_in)``.
+
+    Returns:
+        Shape ``(groups, batch, *axes)``, each axis cropped as the plan says.
+    """
+    groups, batch = state.shape[:2]
+    done: Axes = (1,) * len(plan.size_out)
+    left = batch * plan.size_in
+    for number, segment in enumerate(plan.segments, start=1):
+        left //= segment.size_in
+        wanted = segment.released
+        if plan.crop is not None and number == len(plan.segments):
+            # Indices of the leading digits that lie wholly in the padding are never made.
+            wanted = tuple(min(new, -(-crop // old)) for new, crop, old in zip(wanted, plan.crop, done, strict=True))
+        matrix = _matrix(segment, cores, wanted, state)
+        right = math.prod(done)
+        if matrix is not None:
+            if right == 1:
+                state = state.reshape(groups, left, segment.size_in) @ matrix
+            else:
+                state = matrix.mT.unsqueeze(1) @ state.reshape(groups, left, segment.size_in, right)
+        left *= segment.held
+        state, done = _gather_axes(state, (groups, left), wanted, done)
+    # Held wires are counted in ``left`` until they are released, so that only the batch is left here.
+    state = state.reshape(groups, batch, *done)
+    if plan.crop is not None:
+        for axis, size in enumerate(plan.crop):
+            state = state.narrow(2 + axis, 0, size) if done[axis] != size else state
+    return state
+
+
+def _gather_axes(state: Tensor, lead: tuple[int, int], new: Axes, old: Axes) -> tuple[Tensor, Axes]:
+    """Bring a segment's finished outputs, ``(*new, *old)``, to one index an axis."""
+    done = tuple(n * o for n, o in zip(new, old, strict=True))
+    sizes = [(n, o) for n, o in zip(new, old, strict=True) if n * o > 1]
+    order = [(part, axis) for part in (0, 1) for axis in range(len(sizes)) if sizes[axis][part] > 1]
+    target = sorted(order, key=lambda item: (item[1], item[0]))
+    if order == target:
+        return state, done
+    shaped = state.reshape(*lead, *(sizes[axis][part] for part, axis in order))
+    moved = shaped.permute(0, 1, *(2 + order.index(item) for item in target))
+    return moved.reshape(*lead, math.prod(done)), done
+
+
+def _matrix(segment: Segment, cores: Cores, wanted: Axes, like: Tensor) -> Tensor | None:
+    """Return a segment's matrix, shape ``(groups, size_in, held * wanted)``; None for the identity."""
+    matrix: Tensor | None = None
+    for stage in segment.stages:
+        product = _kron_pieces(stage, cores, like)
+        matrix = product if matrix is None else matrix @ product
+    size_out = segment.held * math.prod(segment.released)
+    if matrix is None:
+        if segment.columns is None and wanted == segment.released:
+            return None
+        matrix = torch.eye(size_out, dtype=like.dtype, device=like.device).expand(like.shape[0], -1, -1)
+    if segment.columns is not None:
+        matrix = matrix.index_select(2, _index(segment.columns, like.device))
+    if wanted != segment.released:
+        shaped = matrix.reshape(*matrix.shape[:2], segment.held, *segment.released)
+        for axis, size in enumerate(wanted):
+            shaped = shaped.narrow(3 + axis, 0, size)
+        matrix = shaped.reshape(*matrix.shape[:2], -1)
+    return matrix
+
+
+def _kron_pieces(stage: Stage, cores: Cores, like: Tensor) -> Tensor:
+    factors: list[Tensor] = []
+    for piece in stage:
+        if piece.kind == "pass":
+            factors.append(torch.eye(piece.size, dtype=like.dtype, device=like.device).unsqueeze(0))
+        else:
+            stack = cores[piece.name][:, piece.start : piece.start + piece.count]
+            factors.append(_kron_stack(stack.mT if piece.kind == "mix" else stack))
+    product = factors[0]
+    for factor in factors[1:]:
+        product = _kron(product, factor)
+    return product
+
+
+def _kron_stack(stack: Tensor) -> Tensor:  # shape: (groups, n, a, b) -> (groups, a**n, b**n)
+    """Return the Kronecker product of a stack, by batched pairs."""
+    rest: Tensor | None = None
+    while stack.shape[1] > 1:
+        if stack.shape[1] % 2:
+            last = stack[:, -1]
+            rest = last if rest is None else _kron(last, rest)
+            stack = stack[:, :-1]
+        stack = _kron(stack[:, 0::2], stack[:, 1::2])
+    whole = stack[:, 0]
+    return whole if rest is None else _kron(whole, rest)
+
+
+def _kron(x: Tensor, y: Tensor) -> Tensor:  # shapes: (*batch, a, b), (*batch, c, d) -> (*batch, a*c, b*d)
+    product = x[..., :, None, :, None] * y[..., None, :, None, :]
+    return product.reshape(*product.shape[:-4], x.shape[-2] * y.shape[-2], x.shape[-1] * y.shape[-1])
+
+
+_INDICES: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}
+
+
+def _index(values: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return an index tensor; kept between calls, but for a trace, where it becomes a constant of the graph."""
+    if torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        return torch.tensor(values, device=device)
+    key = (values, device)
+    if key not in _INDICES:
+        _INDICES[key] = torch.tensor(values, device=device)
+    return _INDICES[key]
+
+
+def in_digit_order(state: Tensor, tensorization: Tensorization, axes: Sequence[int], first_dim: int) -> Tensor:
+    """Put indices right where an explicit order has an axis' digits out of order; crop those axes.
+
+    Args:
+        state: its dimensions from ``first_dim`` on are the given axes, in tree order.
+    """
+    for dim, axis in enumerate(axes, start=first_dim):
+        permutation = tensorization.digit_permutation(axis)
+        if permutation is not None:
+            state = state.index_select(dim, _index(permutation[: tensorization.axes[axis]], state.device))
+    return state
+
+
+# --- a whole generator ----------------------------------------------------------------------------------------------
+
+
+class Contraction:
+    """All plans of one blueprint, and the arithmetic from parameters to hidden state, factors or weight.
+
+    Parameters are passed as a mapping by name, with the shapes of :attr:`Blueprint.parameter_shapes`.
+    """
+
+    def __init__(self, blueprint: Blueprint) -> None:
+        self.blueprint = blueprint
+        *hidden, last = blueprint.levels
+        self.hidden_plans = tuple(plan_level(level) for level in hidden)
+        self.readout_plan = plan_readout(last, blueprint.tensorization)
+        self.split = plan_split(last, blueprint.tensorization)
+
+    def _cores(self, parameters: Cores, level: Level) -> Cores:
+        groups = self.blueprint.config.groups
+        return {
+            name: parameters[name].unflatten(0, (groups, -1)) for name in level.core_shapes(groups) if name in parameters
+        }
+
+    def pre_activation(self, parameters: Cores, number: int, state: Tensor) -> Tensor:
+        """Return Z of hidden level ``number`` (Eqs. 49, 59-60), shape ``(groups, entries)``, from the state before."""
+        level = self.blueprint.levels[number - 1]
+        return apply(self.hidden_plans[number - 1], self._cores(parameters, level), state.unsqueeze(1)).squeeze(1)
+
+    def hidden(self, parameters: Cores, activate: Callable[[int, Tensor], Tensor]) -> Tensor:
+        """Return the state before the readout, shape ``(groups, bond_dim**H)``.
+
+        Args:
+            parameters: by name.
+            activate: from a level's number and its pre-activation to its state (Eqs. 50, 62).
+        """
+        state = parameters["root"]
+        for number in range(1, len(self.hidden_plans) + 1):
+            state = activate(number, self.pre_activation(parameters, number, state))
+        return state
+
+    def weight(self, parameters: Cores, hidden: Tensor) -> Tensor:
+        """Return the weight, shape ``(out, in, *kernel)``, of a hidden state (Eqs. 49, 54-56)."""
+        tensorization = self.blueprint.tensorization
+        cores = self._cores(parameters, self.blueprint.levels[-1])
+        weight = apply(self.readout_plan, cores, hidden.unsqueeze(1)).squeeze(1)
+        weight = in_digit_order(weight, tensorization, range(len(tensorization.axes)), first_dim=1)
+        return weight.reshape(self.blueprint.shape)
+
+    def factors(self, parameters: Cores, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Return A, C, B with W = A C B^T in every group, exactly; None where the order has no split.
+
+        Returns:
+            A of shape ``(groups, out / groups, r)``, C of shape ``(groups, r, r', *kernel)``, B of shape ``(groups, in, r')``.
+        """
+        if self.split is None:
+            return None
+        tensorization = self.blueprint.tensorization
+        cores = self._cores(parameters, self.blueprint.levels[-1])
+        sides = []
+        for axis, plan in ((OUT, self.split.outer), (IN, self.split.inner)):
+            identity = torch.eye(plan.size_in, dtype=hidden.dtype, device=hidden.device)
+            rows = apply(plan, cores, identity.expand(hidden.shape[0], -1, -1))
+            sides.append(in_digit_order(rows, tensorization, [axis], first_dim=2).mT)
+        centre = apply(self.split.centre, cores, hidden.unsqueeze(1)).squeeze(1)
+        if len(tensorization.axes) > KERNEL:
+            centre = in_digit_order(centre, tensorization, [KERNEL], first_dim=3)
+        return sides[0], centre.reshape(*centre.shape[:3], *self.blueprint.shape[2:]), sides[1]
+
+    def rank_bound(self) -> int:
+        """Return the greatest rank of the weight as the matrix (out, in * kernel); see :meth:`Generator.rank_bound`."""
+        out, *others = self.blueprint.shape
+        columns = math.prod(others)
+        if self.split is None:
+            return min(out, columns)
+        groups = self.blueprint.config.groups
+        outer, inner = self.split.ranks
+        kernel = math.prod(others[1:])
+        return min(out, columns, groups * min(outer, out // groups), groups * inner * kernel)

@@ -1,0 +1,79 @@
+"""What generated layers keep between calls while :func:`cached` is on.
+
+Kept values live outside the modules, so that no copy, pickle or ``state_dict`` of a model ever holds one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TypeVar
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["keep", "keeping"]
+
+Value = TypeVar("Value")
+
+
+@dataclass
+class _Kept:
+    """The values of one generator, and the parameters they were made from."""
+
+    users: int = 0
+    stamps: tuple[tuple[int, int], ...] = ()
+    copies: tuple[Tensor, ...] = ()
+    values: dict[str, object] = field(default_factory=dict)
+
+
+_KEPT: WeakKeyDictionary[nn.Module, _Kept] = WeakKeyDictionary()
+
+
+@contextlib.contextmanager
+def keeping(generators: Iterable[nn.Module]) -> Iterator[None]:
+    """Keep what the generators make until the block ends. Blocks may be nested."""
+    mine = list(dict.fromkeys(generators))
+    for generator in mine:
+        _KEPT.setdefault(generator, _Kept()).users += 1
+    try:
+        yield
+    finally:
+        for generator in mine:
+            kept = _KEPT[generator]
+            kept.users -= 1
+            if not kept.users:
+                del _KEPT[generator]
+
+
+def keep(generator: nn.Module, name: str, make: Callable[[], Value]) -> Value:
+    """Return ``make()``, or what it returned before if that is kept and still true.
+
+    A value is made anew whenever a parameter was written or replaced since. Where a gradient may be wanted nothing
+    is kept, so that training inside the block is merely slow, never wrong.
+    """
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or not _KEPT:
+        return make()
+    kept = _KEPT.get(generator)
+    if kept is None:
+        return make()
+    parameters = tuple(generator.parameters())
+    stamps = tuple(_stamp(p) for p in parameters)
+    if stamps != kept.stamps or not _same(parameters, kept.copies):
+        kept.stamps, kept.values = stamps, {}
+        kept.copies = tuple(p.detach().clone() for p in parameters)
+    if name not in kept.values:
+        kept.values[name] = make()
+    return kept.values[name]  # type: ignore[return-value]
+
+
+def _stamp(parameter: Tensor) -> tuple[int, int]:
+    return (parameter.data_ptr(), -1 if parameter.is_inference() else parameter._version)
+
+
+def _same(parameters: tuple[Tensor, ...], copies: tuple[Tensor, ...]) -> bool:
+    # Writing through ``.data`` leaves no trace in the version. The parameters are a few hundred numbers, so on the CPU they
+    # are simply compared; on a GPU that would wait for the device at every call.
+    return all(p.is_cuda or torch.equal(p, c) for p, c in zip(parameters, copies, strict=True))

@@ -1,0 +1,149 @@
+"""Initial values, their calibration, and how healthy a start they are (paper, Section 3.5).
+
+Taken literally, the paper's draws give a 4096 x 4096 weight a deviation of anything from 1e-4 to 0.5. So its calibration step is
+always made: every level's pre-activation gets variance 1, and the readout the deviation that the dense layer would
+have started with. Deviation alone is not health: :func:`diagnose` reports stable rank, spread of row norms and the
+gradient that reaches the root as well.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from adntn import activations
+from adntn.contraction import Contraction
+from adntn.topology import Blueprint, GeneratorConfig
+
+__all__ = ["default_std", "draw", "initial_values", "stable_rank"]
+
+ROOT_STD = 0.05  # s0 of Eq. 16
+MIXING_NOISE = 1e-2  # tau of Eq. 17
+
+Activate = Callable[[int, Tensor], Tensor]
+
+
+def default_std(shape: tuple[int, ...]) -> float:
+    """Return the deviation with which torch starts a linear or convolutional weight, 1 / sqrt(3 * fan_in)."""
+    return 1.0 / math.sqrt(3.0 * math.prod(shape[1:]))
+
+
+def draw(blueprint: Blueprint) -> dict[str, Tensor]:
+    """Draw a generator's parameters before calibration, in float64 on the CPU, from torch's global random state.
+
+    With ``initialization="paper"``: root by Eq. 16, cores before an activation by Eq. 14, readout cores by Eq. 15,
+    disentanglers by Eq. 17. With ``"isometric"``: every expansion and carry core semi-orthogonal and every disentangler
+    orthogonal (Eq. 18), Haar-distributed or, for a disentangler, as near the identity as in Eq. 17.
+    """
+    config = blueprint.config
+    orthogonal = config.initialization == "isometric"
+    gain = activations.gain(config.activation)
+    values: dict[str, Tensor] = {}
+    for name, shape in blueprint.parameter_shapes.items():
+        kind, _, rest = name.partition(".")
+        if kind == "root":
+            values[name] = ROOT_STD * _normal(shape)
+        elif kind == "mix":
+            values[name] = _near_identity(shape, 1.0 if _is_readout(rest, blueprint) else gain, orthogonal=orthogonal)
+        elif kind in ("expand", "carry"):
+            if orthogonal:
+                values[name] = _semi_orthogonal(shape)
+            elif _is_readout(rest, blueprint):
+                bound = math.sqrt(6.0 / (shape[1] + shape[2]))
+                values[name] = torch.empty(shape, dtype=torch.float64).uniform_(-bound, bound)
+            else:
+                values[name] = gain / math.sqrt(shape[1]) * _normal(shape)
+    return values
+
+
+def _is_readout(rest: str, blueprint: Blueprint) -> bool:
+    return int(rest.split(".")[0]) == len(blueprint.levels)
+
+
+def _normal(shape: tuple[int, ...]) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64)
+
+
+def _semi_orthogonal(shape: tuple[int, ...]) -> Tensor:  # shape: (cores, a, b), orthonormal along the shorter side
+    cores, a, b = shape
+    q, r = torch.linalg.qr(_normal((cores, max(a, b), min(a, b))))
+    # Without the signs of R's diagonal the draw would not be uniform over the orthogonal matrices.
+    q = q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
+    return q if a >= b else q.mT.contiguous()
+
+
+def _near_identity(shape: tuple[int, ...], gain: float, *, orthogonal: bool) -> Tensor:
+    noise = MIXING_NOISE * gain / math.sqrt(shape[-1]) * _normal(shape)
+    if orthogonal:
+        return torch.linalg.matrix_exp((noise - noise.mT) / math.sqrt(2.0))
+    return torch.eye(shape[-1], dtype=torch.float64) + noise
+
+
+def initial_values(contraction: Contraction, activate: Activate, *, std: float | None = None) -> dict[str, Tensor]:
+    """Draw and calibrate a generator's parameters.
+
+    Every level's pre-activation is brought to variance 1 in every group, and the kept entries of the weight to
+    deviation ``std``. The scale is spread evenly over a level's expansion and carry cores, never put on disentanglers.
+
+    Args:
+        contraction: of the generator.
+        activate: from a level's number and its pre-activation, float64, to its state.
+        std: the weight's deviation; None means :func:`default_std` of its shape.
+
+    Returns:
+        float64 tensors by name, on the CPU.
+    """
+    blueprint = contraction.blueprint
+    values = draw(blueprint)
+    groups = blueprint.config.groups
+    state = values["root"]
+    for level in blueprint.levels[:-1]:
+        z = contraction.pre_activation(values, level.number, state)
+        scale = _spread(z).rsqrt()
+        _rescale(values, level.number, level.parents, scale)
+        state = activate(level.number, z * scale.unsqueeze(1))
+    last = blueprint.levels[-1]
+    weight = contraction.weight(values, state).reshape(groups, -1)
+    scale = _spread(weight).rsqrt()
+    # One more factor for all groups together, since their means differ.
+    overall = _spread((weight * scale.unsqueeze(1)).reshape(1, -1)).rsqrt()
+    _rescale(values, last.number, last.parents, scale * overall * (default_std(blueprint.shape) if std is None else std))
+    return values
+
+
+def _spread(rows: Tensor) -> Tensor:  # shape: (groups, entries) -> (groups,)
+    """Return each row's variance; of a constant row its mean square, and 1 for a row of zeros."""
+    variance = rows.var(dim=1, correction=0)
+    square = rows.square().mean(dim=1)
+    variance = torch.where(variance > 1e-12 * square, variance, square)
+    return torch.where(variance > 0, variance, torch.ones_like(variance))
+
+
+def _rescale(values: dict[str, Tensor], number: int, cores: int, scale: Tensor) -> None:
+    each = scale ** (1.0 / cores)
+    for name in (f"expand.{number}", f"carry.{number}"):
+        if name in values:
+            stack = values[name].unflatten(0, (len(scale), -1))
+            values[name] = (stack * each.view(-1, 1, 1, 1)).flatten(0, 1)
+
+
+def stable_rank(weight: Tensor) -> float:
+    """Return ``||W||_F^2 / ||W||_2^2`` of a weight seen as the matrix (out, in * kernel).
+
+    Between 1 and the rank. A Gaussian n x n matrix has about n / 4.
+    """
+    matrix = weight.detach().flatten(1).float()
+    if matrix.shape[0] > matrix.shape[1]:
+        matrix = matrix.mT
+    if matrix.shape[0] <= 1024:
+        largest = torch.linalg.eigvalsh(matrix @ matrix.mT)[-1]
+    else:
+        # Only the largest singular value is wanted; a full decomposition of a 4096 x 4096 matrix takes half a minute.
+        with torch.random.fork_rng(devices=[matrix.device] if matrix.is_cuda else []):
+            torch.manual_seed(0)
+            largest = torch.svd_lowrank(matrix, q=8, niter=12)[1][0].square()
+    return float(matrix.square().sum() / largest)

@@ -1,0 +1,230 @@
+"""How a weight becomes modes, and modes a weight (paper, Section 2).
+
+A weight is cut into *axes*: ``out`` (the rows of one group), ``in``, and for convolutions ``kernel`` (all
+kernel positions as one axis). Every axis is padded to a power of the radix and written in digits; each digit is
+one *mode* of the generated tensor. An *order* says where the modes stand. Everything here is plain index
+arithmetic on Python integers; only :meth:`Tensorization.fold` and :meth:`Tensorization.unfold` touch tensors, and they are the plain
+statement of the rule that the fast paths elsewhere are tested against.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from adntn.errors import ConfigError, ShapeError, check_choice
+
+__all__ = ["ORDERS", "Mode", "Order", "Tensorization", "tensorize"]
+
+ORDERS = ("flat", "blocked", "paired", "block_paired")
+Order = str | tuple[int, ...]
+
+OUT, IN, KERNEL = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One digit of one axis.
+
+    Attributes:
+        axis: which axis of the weight the digit belongs to.
+        stride: what one step of the digit adds to the axis' index.
+    """
+
+    axis: int
+    stride: int
+
+
+@dataclass(frozen=True)
+class Tensorization:
+    """The bijection between a weight's entries and the kept entries of the generated tensor.
+
+    Attributes:
+        shape: of the weight, ``(out, in, *kernel)``.
+        radix: size of one mode, d.
+        groups: row blocks with a generator each (paper, Eqs. 66-67).
+        axes: sizes of the axes of one group's block; one single axis where the order ravels the block.
+        modes: in the order in which they stand in the tree. Their number is even.
+        num_modes: Q, without the extra leading mode that an odd Q needs.
+    """
+
+    shape: tuple[int, ...]
+    radix: int
+    groups: int
+    axes: tuple[int, ...]
+    modes: tuple[Mode, ...]
+    num_modes: int
+
+    @property
+    def size(self) -> int:
+        """Entries of the weight, P."""
+        return math.prod(self.shape)
+
+    @property
+    def padded_size(self) -> int:
+        """Entries that the trees make before cropping, groups * d**Q."""
+        return self.groups * self.radix**self.num_modes
+
+    @property
+    def splits_axes(self) -> bool:
+        """Whether ``out`` and ``in`` have modes of their own (false for a ravel that does not line up)."""
+        return len(self.axes) > 1
+
+    @cached_property
+    def padded_axes(self) -> tuple[int, ...]:
+        """Size of each axis before cropping, an extra leading mode included."""
+        return tuple(self.radix ** len(self._strides(axis)) for axis in range(len(self.axes)))
+
+    def _strides(self, axis: int) -> list[int]:
+        return [mode.stride for mode in self.modes if mode.axis == axis]
+
+    def digit_permutation(self, axis: int) -> tuple[int, ...] | None:
+        """Where index ``i`` of an axis lies when its digits are read in tree order; None for ``i`` itself."""
+        strides = self._strides(axis)
+        if strides == sorted(strides, reverse=True):
+            return None
+        weights = [self.radix**p for p in range(len(strides) - 1, -1, -1)]
+        return tuple(
+            sum((i // stride) % self.radix * weight for stride, weight in zip(strides, weights, strict=True))
+            for i in range(self.radix ** len(strides))
+        )
+
+    def positions(self, device: torch.device | str | None = None) -> Tensor:
+        """Return, for every entry of one group's block, its place in the raveled generated tensor.
+
+        Returns:
+            int64 tensor of shape ``axes``.
+        """
+        total = torch.zeros((1,) * len(self.axes), dtype=torch.int64, device=device)
+        for place, mode in enumerate(self.modes):
+            weight = self.radix ** (len(self.modes) - 1 - place)
+            index = torch.arange(self.axes[mode.axis], device=device)
+            digit = index.div(mode.stride, rounding_mode="floor") % self.radix
+            view = [1] * len(self.axes)
+            view[mode.axis] = -1
+            total = total + (digit * weight).view(view)
+        return total
+
+    def unfold(self, tensor: Tensor) -> Tensor:
+        """Return the weight, shape ``(out, in, *kernel)``, of a generated tensor.
+
+        Args:
+            tensor: shape ``(groups, d**len(modes))``, raveled in tree order.
+        """
+        return tensor[:, self.positions(tensor.device).reshape(-1)].reshape(self.shape)
+
+    def fold(self, weight: Tensor) -> Tensor:
+        """Return the generated tensor, shape ``(groups, d**len(modes))``, zero where nothing is kept.
+
+        Args:
+            weight: shape ``(out, in, *kernel)``.
+
+        Raises:
+            ShapeError: the weight has another shape.
+        """
+        if tuple(weight.shape) != self.shape:
+            raise ShapeError(f"fold expects a weight of shape {self.shape}, got {tuple(weight.shape)}.")
+        tensor = weight.new_zeros(self.groups, self.radix ** len(self.modes))
+        tensor[:, self.positions(weight.device).reshape(-1)] = weight.reshape(self.groups, -1)
+        return tensor
+
+
+def num_digits(size: int, radix: int) -> int:
+    """Return the least n with ``radix**n >= size``, in exact integers."""
+    digits, reach = 0, 1
+    while reach < size:
+        digits, reach = digits + 1, reach * radix
+    return digits
+
+
+def _digits(axis: int, count: int, radix: int) -> list[Mode]:
+    return [Mode(axis, radix**p) for p in range(count - 1, -1, -1)]
+
+
+def _paired(out: list[Mode], inner: list[Mode], kernel: list[Mode]) -> list[Mode]:
+    both = min(len(out), len(inner))
+    pairs = [mode for pair in zip(out, inner, strict=False) for mode in pair]
+    return [*pairs, *out[both:], *inner[both:], *kernel]
+
+
+def _block_paired(out: list[Mode], inner: list[Mode], kernel: list[Mode]) -> list[Mode]:
+    # A readout core makes the modes 2k and 2k+1. With an odd total an extra mode stands first, so the first
+    # core has one place left: it goes to an axis with an odd number of digits, and every later core stays whole.
+    lead: list[Mode] = []
+    if (len(out) + len(inner) + len(kernel)) % 2:
+        for digits in (out, inner, kernel):
+            if len(digits) % 2:
+                lead.append(digits.pop(0))
+                break
+    cores: list[list[Mode]] = []
+    while len(out) > 1 or len(inner) > 1:
+        cores.extend([d.pop(0), d.pop(0)] for d in (out, inner) if len(d) > 1)
+    pairs = [mode for core in cores for mode in core]
+    # At most one digit of each axis is left; two axes then share the one core that belongs to neither.
+    odd_kernel = kernel[:1] if len(kernel) % 2 else []
+    return [*lead, *pairs, *out, *inner, *odd_kernel, *kernel[len(odd_kernel) :]]
+
+
+def _explicit(blocked: list[Mode], order: tuple[int, ...], shape: tuple[int, ...]) -> list[Mode]:
+    if sorted(order) != list(range(len(blocked))):
+        raise ConfigError(
+            f"order={order!r} is not a permutation of the {len(blocked)} modes that a weight of shape {shape} has; "
+            f"give each of 0 ... {len(blocked) - 1} once, or one of {', '.join(ORDERS)}."
+        )
+    return [blocked[i] for i in order]
+
+
+def tensorize(shape: tuple[int, ...], *, radix: int = 2, order: Order = "blocked", groups: int = 1) -> Tensorization:
+    """Say which mode of the generated tensor is which digit of the weight.
+
+    Args:
+        shape: of the weight, ``(out, in)`` or ``(out, in, *kernel)``.
+        radix: size of one mode, d >= 2.
+        order: ``"flat"`` (Eqs. 1 and 4), ``"blocked"``, ``"paired"`` (Eq. 2), ``"block_paired"``, or a permutation: the
+            mode at place t is the blocked order's mode ``order[t]``.
+        groups: number of row blocks; it divides ``out``.
+
+    Raises:
+        ShapeError: fewer than two axes, an axis of size zero, or rows that the groups do not divide.
+        ConfigError: an unknown order, or one that is not a permutation of this weight's modes.
+    """
+    shape = tuple(int(n) for n in shape)
+    if len(shape) < 2 or min(shape) < 1:
+        raise ShapeError(f"a weight of shape {shape} cannot be generated; it needs (out, in) or (out, in, *kernel), none zero.")
+    if shape[0] % groups:
+        near = [g for g in range(1, shape[0] + 1) if shape[0] % g == 0]
+        raise ShapeError(
+            f"groups={groups} does not divide the {shape[0]} rows of a weight of shape {shape}; possible are {near}."
+        )
+    sizes = [shape[0] // groups, shape[1]]
+    if len(shape) > 2:
+        sizes.append(math.prod(shape[2:]))
+    counts = [num_digits(n, radix) for n in sizes]
+    aligned = all(radix**n == size for n, size in zip(counts[1:], sizes[1:], strict=True))
+    if order == "flat" and not aligned:
+        sizes = [math.prod(sizes)]
+        counts = [num_digits(sizes[0], radix)]
+    if sum(counts) == 0:
+        counts[0] = 1  # a single number still needs one mode to stand on
+
+    axes = [_digits(axis, count, radix) for axis, count in enumerate(counts)]
+    out, inner, kernel = (list(axes[a]) if a < len(axes) else [] for a in (OUT, IN, KERNEL))
+    blocked = [*out, *inner, *kernel]
+    if not isinstance(order, str):
+        modes = _explicit(blocked, order, shape)
+    elif check_choice("order", order, ORDERS) in ("flat", "blocked"):
+        # A ravel whose trailing axes are powers of the radix has the very modes of the blocked order.
+        modes = blocked
+    else:
+        modes = _paired(out, inner, kernel) if order == "paired" else _block_paired(out, inner, kernel)
+
+    num_modes = len(modes)
+    if num_modes % 2:
+        # The extra mode is one more leading digit of the axis beside it; cropping keeps its index 0 only.
+        beside = modes[0].axis
+        modes = [Mode(beside, radix ** counts[beside]), *modes]
+    return Tensorization(shape, radix, groups, tuple(sizes), tuple(modes), num_modes)

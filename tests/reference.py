@@ -33,7 +33,9 @@ def levels_of(num_modes: int, latent_order: int) -> list[tuple[int, int]]:
 
 
 def expand(state: np.ndarray, cores: list[np.ndarray], children: int, size: int) -> np.ndarray:
-    """Eqs. 49, 54, 59, with carries: ``state`` has one dimension a mode; ``cores[k]`` is (parent, child) or (parent, child, child)."""
+    """Eqs. 49, 54, 59, with carries: ``state`` has one dimension a mode; ``cores[k]`` is (parent, child, child) or, of
+    a carry, (parent, child).
+    """
     result = np.zeros((size,) * children)
     for c in itertools.product(range(size), repeat=children):
         for p in itertools.product(*(range(n) for n in state.shape)):
@@ -93,50 +95,61 @@ def mode_order(axes: list[int], radix: int, order: object, flat: bool) -> list[t
     return modes + out + inner + kernel
 
 
-def generate(shape: tuple[int, ...], config: dict[str, object], parameters: dict[str, np.ndarray]) -> np.ndarray:
-    """The weight of a config (as a dict of its options) and a state_dict of numpy arrays."""
-    radix, groups = config["radix"], config["groups"]
+def run_levels(
+    config: dict[str, object], num_modes: int, parameters: dict[str, np.ndarray], *, readout: bool
+) -> np.ndarray:
+    """One group's state after the last level, or before it; one dimension a mode."""
+    radix = config["radix"]
     chi = config["bond_dim"] or radix
+    levels = levels_of(num_modes, config["latent_order"])
+    state = parameters["root"].reshape((chi,) * levels[0][0])
+    for number, (parents, children) in enumerate(levels, start=1):
+        last = number == len(levels)
+        if last and not readout:
+            break
+        size = radix if last else chi
+        doubling = children - parents
+        cores = [v.reshape(chi, size, size) for v in parameters[f"expand.{number}"]]
+        cores += [v.reshape(chi, size) for v in parameters.get(f"carry.{number}", [])]
+        assert len(cores) == parents
+        assert all(core.ndim == (3 if k < doubling else 2) for k, core in enumerate(cores))
+        state = expand(state, cores, children, size)
+        for layer, first in ((0, 1), (1, 0)):
+            gates = [v.reshape((size,) * 4) for v in parameters.get(f"mix.{number}.{layer}", [])]
+            state = mix(state, gates, first)
+        if not last:
+            if config["activation"] == "prelu":
+                slope = parameters[f"activation.{number}.slope"].item()
+                state = np.where(state > 0, state, slope * state)
+            else:
+                state = ACTIVATIONS[config["activation"]](state)
+            if config["norm"] == "center":
+                state = state - state.mean()
+    return state
+
+
+def generate(
+    shape: tuple[int, ...], config: dict[str, object], parameters: dict[str, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The weight and the hidden state (groups, entries), of a config (its options) and a state_dict of arrays."""
+    radix, groups = config["radix"], config["groups"]
     rows = shape[0] // groups
     axes = [rows, shape[1]] + ([math.prod(shape[2:])] if len(shape) > 2 else [])
     flat = config["order"] == "flat"
     if flat:
         axes = [math.prod(axes)]
     modes = mode_order(axes, radix, config["order"], flat)
-    act = ACTIVATIONS.get(config["activation"])
-    blocks = []
+    blocks, hidden = [], []
     for group in range(groups):
         mine = {k: np.split(v, groups, axis=0)[group] for k, v in parameters.items()}
-        levels = levels_of(len(modes), config["latent_order"])
-        state = mine["root"].reshape((chi,) * levels[0][0])
-        for number, (parents, children) in enumerate(levels, start=1):
-            last = number == len(levels)
-            size = radix if last else chi
-            doubling = children - parents
-            cores = [v.reshape(chi, size, size) for v in mine[f"expand.{number}"]]
-            cores += [v.reshape(chi, size) for v in mine.get(f"carry.{number}", [])]
-            assert len(cores) == parents
-            assert all(core.ndim == (3 if k < doubling else 2) for k, core in enumerate(cores))
-            state = expand(state, cores, children, size)
-            for layer, first in ((0, 1), (1, 0)):
-                gates = [v.reshape((size,) * 4) for v in mine.get(f"mix.{number}.{layer}", [])]
-                state = mix(state, gates, first)
-            if not last:
-                if config["activation"] == "prelu":
-                    slope = mine[f"activation.{number}.slope"].item()
-                    state = np.where(state > 0, state, slope * state)
-                else:
-                    state = act(state)
-                if config["norm"] == "center":
-                    state = state - state.mean()
+        hidden.append(run_levels(config, len(modes), mine, readout=False).reshape(-1))
+        state = run_levels(config, len(modes), mine, readout=True)
         if len(modes) % 2:
             state = state[0]  # the extra mode stands first; only its index 0 is kept
         counts = [sum(m[0] == axis for m in modes) for axis in range(len(axes))]
         block = np.zeros(axes)
         for index in itertools.product(*(range(n) for n in axes)):
-            place = tuple(
-                index[axis] // radix ** (counts[axis] - 1 - digit) % radix for axis, digit in modes
-            )
+            place = tuple(index[axis] // radix ** (counts[axis] - 1 - digit) % radix for axis, digit in modes)
             block[index] = state[place]
         blocks.append(block.reshape(rows, *shape[1:]))
-    return np.concatenate(blocks)
+    return np.concatenate(blocks), np.stack(hidden)

@@ -1,0 +1,137 @@
+"""Which start trains best? The study that chose the default activation and initialisation.
+
+Every convolution but the first of a quarter-width VGG-16 is generated, and nothing else changes but the start. Each run is written as soon as
+it is done, and a run that is there is not run again:
+
+    python benchmarks/initialization.py --data FOLDER_OF_CIFAR10 --train 20000 --epochs 6 --seeds 0 1 2
+    python benchmarks/initialization.py --table
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+import adntn
+from adntn.checkpoint import writing
+from adntn.experiments.data import load_data
+from adntn.experiments.models import DEFAULT_TARGETS, model_builder
+from adntn.initialize import stable_rank
+from adntn.nn import GeneratedLayer
+from adntn.training.classify import Recipe, fit
+
+RESULTS = Path(__file__).parent / "results" / "initialization.json"
+MODEL = "vgg16-quarter"
+
+STARTS = {
+    "paper, ELU": {"initialization": "paper", "activation": "elu"},
+    "isometric, ELU": {"initialization": "isometric", "activation": "elu"},
+    "isometric, ELU, centred": {"initialization": "isometric", "activation": "elu", "norm": "center"},
+    "isometric, tanh": {"initialization": "isometric", "activation": "tanh"},
+    "paper, sin(3z)": {"initialization": "paper", "activation": "sine(omega=3)"},
+    "isometric, sin(3z)": {"initialization": "isometric", "activation": "sine(omega=3)"},
+    "isometric, sin(10z)": {"initialization": "isometric", "activation": "sine(omega=10)"},
+}
+ORDERS = ("blocked", "paired")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--data", default="cifar10")
+    parser.add_argument("--train", type=int, help="images to train on, a stratified sample; all by default")
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--starts", nargs="+", default=list(STARTS), choices=STARTS)
+    parser.add_argument("--orders", nargs="+", default=list(ORDERS), choices=ORDERS)
+    parser.add_argument("--table", action="store_true", help="print the table of what is there and stop")
+    args = parser.parse_args()
+    if args.table:
+        print(table())
+        return
+    data = load_data(args.data).limit(train=args.train)
+    recipe = Recipe(epochs=args.epochs, batch_size=128, lr=1e-2, weight_decay=5e-4, augment=True)
+    for seed in args.seeds:
+        for order in args.orders:
+            for start in args.starts:
+                key = {"start": start, "order": order, "seed": seed, "epochs": args.epochs, "train": len(data.train)}
+                if any(all(row[k] == v for k, v in key.items()) for row in rows()):
+                    continue
+                row = key | {"data": data.title} | run(data, recipe, seed, {"order": order, **STARTS[start]})
+                store(row)
+                print(json.dumps(row), flush=True)
+
+
+def run(data, recipe: Recipe, seed: int, options: dict[str, str]) -> dict[str, object]:
+    torch.manual_seed(seed)
+    model = model_builder(MODEL, data.image_shape, data.num_classes)()
+    report = adntn.compress_(model, adntn.GeneratorConfig(**options), DEFAULT_TARGETS[MODEL])
+    layers = [m for m in model.modules() if isinstance(m, GeneratedLayer)]
+    ranks = [stable_rank(layer.weight) for layer in layers]
+    started = time.perf_counter()
+    fitted = fit(
+        model,
+        recipe,
+        train=(data.train.images, data.train.labels),
+        test=(data.test.images, data.test.labels),
+        mean=torch.tensor(data.mean),
+        std=torch.tensor(data.std),
+        num_classes=data.num_classes,
+        seed=seed,
+        evaluate_every=recipe.epochs,
+    )
+    return {
+        "accuracy": fitted.accuracy,
+        "stable_rank_start": statistics.mean(ranks),
+        "stable_rank_end": statistics.mean(stable_rank(layer.weight) for layer in layers),
+        "model_parameters": report.model_after,
+        "layer_parameters": report.generated,
+        "seconds": time.perf_counter() - started,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def rows() -> list[dict[str, object]]:
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+
+
+def store(row: dict[str, object]) -> None:
+    everything = [*rows(), row]
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    with writing(RESULTS) as temporary:
+        temporary.write_text(json.dumps(everything, indent=1) + "\n")
+
+
+def table() -> str:
+    """Return the results as a Markdown table, best first within each order."""
+    lines = [
+        "| order | start | stable rank at the start | and at the end | accuracy, % | seeds | whole model |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    grouped: dict[tuple[str, str], list[dict[str, object]]] = {}
+    for row in rows():
+        grouped.setdefault((row["order"], row["start"]), []).append(row)
+
+    def mean(group: list[dict[str, object]], name: str) -> float:
+        return statistics.mean(float(row[name]) for row in group)
+
+    for (order, start), group in sorted(grouped.items(), key=lambda item: (item[0][0], -mean(item[1], "accuracy"))):
+        accuracies = [100 * float(row["accuracy"]) for row in group]
+        spread = f" ± {statistics.stdev(accuracies):.1f}" if len(accuracies) > 1 else ""
+        lines.append(
+            f"| {order} | {start} | {mean(group, 'stable_rank_start'):.1f} | {mean(group, 'stable_rank_end'):.1f} "
+            f"| {statistics.mean(accuracies):.1f}{spread} | {len(group)} | {group[0]['model_parameters']:,} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

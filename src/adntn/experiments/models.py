@@ -1,0 +1,179 @@
+"""Reference models, and a user's own from a file."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+import torch
+from torch import Tensor, nn
+
+from adntn.errors import AdntnError, nearest
+
+__all__ = ["DEFAULT_TARGETS", "MODELS", "ModelError", "model_builder", "small_cnn", "vgg16"]
+
+ImageShape = tuple[int, int, int]  # channels, height, width
+Builder = Callable[[], nn.Module]
+
+
+class ModelError(AdntnError, ValueError):
+    """A model is not known, its file is not there, or what it builds is no module."""
+
+
+def _conv(inputs: int, outputs: int) -> list[nn.Module]:
+    return [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+
+
+class SmallCNN(nn.Module):
+    """Three 3x3 convolutions with batch norm, global average pooling, and a linear head.
+
+    The first convolution has few channels and sees 3x3 pixels only, and pooling forgets where they were: whatever the network
+    knows of larger shapes is in ``conv2`` and ``conv3``, so that it costs accuracy to delete them.
+    """
+
+    def __init__(self, image_shape: ImageShape, num_classes: int, channels: tuple[int, int, int] = (8, 64, 128)) -> None:
+        super().__init__()
+        first, second, third = channels
+        self.conv1 = nn.Conv2d(image_shape[0], first, 3, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(first)
+        self.conv2 = nn.Conv2d(first, second, 3, stride=2, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(second)
+        self.conv3 = nn.Conv2d(second, third, 3, padding=1, bias=False)
+        self.norm3 = nn.BatchNorm2d(third)
+        self.head = nn.Linear(third, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:  # shape: (batch, C, H, W) -> (batch, classes)
+        x = torch.relu(self.norm1(self.conv1(x)))
+        x = torch.relu(self.norm2(self.conv2(x)))
+        x = torch.relu(self.norm3(self.conv3(x)))
+        logits: Tensor = self.head(x.mean(dim=(2, 3)))
+        return logits
+
+
+def small_cnn(image_shape: ImageShape, num_classes: int) -> nn.Module:
+    """Build the demo's network."""
+    return SmallCNN(image_shape, num_classes)
+
+
+def vgg16(image_shape: ImageShape, num_classes: int, width: float = 1.0) -> nn.Module:
+    """Build VGG-16 for images of up to 32x32: thirteen 3x3 convolutions with batch norm, five poolings, a linear head.
+
+    The modules are named as torchvision's are: ``features.0`` ... and ``classifier``.
+
+    Args:
+        image_shape: channels, height, width; smaller images are padded with zeros to 32x32.
+        num_classes: outputs.
+        width: share of the channels, as 0.25.
+    """
+    channels, height, width_px = image_shape
+    if max(height, width_px) > 32:
+        raise ModelError(f"this vgg16 is for images of up to 32x32, not {height}x{width_px}.")
+    plan = [64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0]
+    layers: list[nn.Module] = []
+    for step in plan:
+        if step == 0:
+            layers.append(nn.MaxPool2d(2))
+        else:
+            outputs = max(1, round(step * width))
+            layers += _conv(channels, outputs)
+            channels = outputs
+    model = nn.Sequential()
+    if (height, width_px) != (32, 32):
+        top, left = (32 - height) // 2, (32 - width_px) // 2
+        model.add_module("pad", nn.ZeroPad2d((left, 32 - width_px - left, top, 32 - height - top)))
+    model.add_module("features", nn.Sequential(*layers))
+    model.add_module("flatten", nn.Flatten())
+    model.add_module("classifier", nn.Linear(channels, num_classes))
+    return model
+
+
+def vgg16_quarter(image_shape: ImageShape, num_classes: int) -> nn.Module:
+    """Build VGG-16 with a quarter of its channels."""
+    return vgg16(image_shape, num_classes, width=0.25)
+
+
+#: Reference models by the name that ``--model`` takes.
+MODELS: Mapping[str, Callable[[ImageShape, int], nn.Module]] = MappingProxyType(
+    {"small-cnn": small_cnn, "vgg16": vgg16, "vgg16-quarter": vgg16_quarter}
+)
+
+#: The layers that are generated unless told otherwise: all convolutions but the first.
+DEFAULT_TARGETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "small-cnn": ("conv2", "conv3"),
+        "vgg16": (r"re:features\.(?!0$)\d+",),
+        "vgg16-quarter": (r"re:features\.(?!0$)\d+",),
+    }
+)
+
+
+def model_builder(spec: str, image_shape: ImageShape | None, num_classes: int | None) -> Builder:
+    """Return a function that builds a fresh model.
+
+    Args:
+        spec: a reference model's name, or ``path/to/file.py:function``. The function may take ``image_shape``, ``in_channels`` and
+            ``num_classes`` by name; they are passed if it does. The file is run, so it must be one that you trust.
+        image_shape: channels, height, width of the data, if known.
+        num_classes: classes of the data, if known.
+
+    Raises:
+        ModelError: no such model, file or function, or it returns no ``nn.Module``.
+    """
+    if ":" not in spec and not spec.endswith(".py"):
+        if spec not in MODELS:
+            raise ModelError(
+                f"there is no model {spec!r}; choose one of {', '.join(MODELS)}, or give path/to/file.py:function.{nearest(spec, MODELS)}"
+            )
+        function: Callable[..., nn.Module] = MODELS[spec]
+        shape, classes = image_shape or (1, 28, 28), num_classes or 10
+        return lambda: function(shape, classes)
+    function = _from_file(spec)
+    facts = {
+        "image_shape": image_shape,
+        "in_channels": image_shape[0] if image_shape else None,
+        "num_classes": num_classes,
+    }
+    takes = inspect.signature(function).parameters
+    passed = {name: value for name, value in facts.items() if name in takes and value is not None}
+    missing = [
+        name
+        for name, parameter in takes.items()
+        if parameter.default is parameter.empty
+        and name not in passed
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    ]
+    if missing:
+        raise ModelError(f"{spec}: the function needs {', '.join(missing)}; it can be given {', '.join(facts)}, all else needs a default.")
+
+    def build() -> nn.Module:
+        model = function(**passed)
+        if not isinstance(model, nn.Module):
+            raise ModelError(f"{spec} returned a {type(model).__name__}, not an nn.Module.")
+        return model
+
+    return build
+
+
+def _from_file(spec: str) -> Callable[..., nn.Module]:
+    file, _, name = spec.rpartition(":") if ":" in spec else (spec, "", "")
+    path = Path(file)
+    if not path.is_file():
+        raise ModelError(f"there is no file {file!r} (from --model {spec!r}).")
+    loader = importlib.util.spec_from_file_location(f"adntn_user_{path.stem}", path)
+    if loader is None or loader.loader is None:
+        raise ModelError(f"{file!r} is not a Python file.")
+    module = importlib.util.module_from_spec(loader)
+    try:
+        loader.loader.exec_module(module)
+    except Exception as error:
+        raise ModelError(f"{file!r} cannot be run: {type(error).__name__}: {error}") from error
+    functions = [n for n, f in vars(module).items() if inspect.isfunction(f) and f.__module__ == module.__name__]
+    if not name:
+        name = "build" if "build" in functions else ""
+    if not callable(getattr(module, name, None)):
+        raise ModelError(f"{file!r} has no function {name or 'build'!r}; it has {', '.join(functions) or 'none'}.{nearest(name, functions)}")
+    function: Callable[..., nn.Module] = getattr(module, name)
+    return function

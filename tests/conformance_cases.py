@@ -1,0 +1,210 @@
+"""The table that the conformance suite walks: shapes, configs, orders, and layers with the inputs they meet.
+
+It holds what is easily got wrong: a bridge with carries, an odd number of modes, bond != radix, radix 3, groups, cores and gates that
+straddle two axes, padded axes, digits out of order, and disentanglers far from the identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adntn import Generator, GeneratorConfig
+from adntn.nn import Conv2d, Linear
+
+Options = dict[str, Any]
+
+ORDERS = ("flat", "blocked", "paired", "block_paired")
+TOPOLOGIES: dict[str, Options] = {
+    "ttn": {"topology": "ttn"},
+    "attn": {"topology": "attn"},
+    "attn, two layers": {"topology": "attn", "boundary_layers": 2},
+    "mera": {"topology": "mera"},
+}
+SHAPES = {
+    "square": (8, 8),
+    "odd modes, straddling core": (8, 16),
+    "padded": (5, 11),
+    "wide": (2, 50),
+    "conv": (4, 3, 3, 3),
+    "conv 1x1": (6, 10, 1, 1),
+    "conv1d": (5, 4, 5),
+    "column": (1, 37),
+    "row": (37, 1),
+    "one number": (1, 1),
+}
+CONFIGS: dict[str, Options] = {
+    "bridge": {"latent_order": 3},
+    "no hidden level": {"latent_order": 9},
+    "bond 3": {"bond_dim": 3, "latent_order": 2},
+    "bond 1": {"bond_dim": 1},
+    "radix 3": {"radix": 3, "latent_order": 2},
+    "radix 4, bond 2": {"radix": 4, "bond_dim": 2, "latent_order": 1},
+    "prelu, centred": {"activation": "prelu", "norm": "center", "latent_order": 2},
+    "sine, isometric": {"activation": "sine(omega=3)", "initialization": "isometric", "latent_order": 1},
+}
+ACTIVATIONS = ("identity", "relu", "elu", "gelu", "silu", "tanh", "sine", "prelu")
+
+# Shapes whose digits an explicit order can shuffle: without padding, with it, and with an odd number of modes.
+PERMUTATIONS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    "blocked": ((8, 8), (0, 1, 2, 3, 4, 5)),
+    "digits reversed": ((8, 8), (2, 1, 0, 5, 4, 3)),
+    "in before out": ((8, 16), (3, 4, 5, 6, 0, 1, 2)),
+    "padded, shuffled": ((5, 11), (6, 0, 3, 2, 5, 1, 4)),
+    "conv, kernel first": ((4, 3, 3, 3), (7, 4, 5, 6, 0, 1, 2, 3)),
+    "conv, interleaved": ((4, 3, 3, 3), (0, 2, 4, 1, 3, 5, 6, 7)),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One generator of the suite."""
+
+    shape: tuple[int, ...]
+    options: Options = field(hash=False)
+
+    def build(self, dtype: torch.dtype = torch.float64) -> Generator:
+        torch.manual_seed(0)
+        return scramble(Generator(self.shape, GeneratorConfig(**self.options), dtype=dtype))
+
+
+def generator_cases() -> dict[str, Case]:
+    """Return a set of cases in which every two of shape, config, topology and order meet, and what else there is."""
+    cases: dict[str, Case] = {}
+
+    def add(name: str, shape: tuple[int, ...], **options: Any) -> None:
+        cases[name] = Case(shape, options)
+
+    for topology, mixing in TOPOLOGIES.items():
+        for order in ORDERS:
+            for shape, sizes in SHAPES.items():
+                add(f"{shape}/{topology}/{order}", sizes, order=order, latent_order=3, **mixing)
+            for config, options in CONFIGS.items():
+                # Every config meets every topology with every order; each pair of them takes the next of three shapes.
+                shape = ("square", "padded", "conv")[len(cases) % 3]
+                add(f"{config}/{shape}/{topology}/{order}", SHAPES[shape], order=order, **mixing, **options)
+            for groups, sizes in ((2, (6, 8)), (3, (9, 5)), (2, (10, 3, 1, 3))):
+                add(f"{groups} groups of {sizes}/{topology}/{order}", sizes, order=order, groups=groups, latent_order=2, **mixing)
+        for name, (sizes, permutation) in PERMUTATIONS.items():
+            add(f"{name}/{topology}", sizes, order=permutation, latent_order=3, **mixing)
+        add(f"groups, shuffled/{topology}", (10, 3), order=(4, 0, 2, 3, 1), groups=2, latent_order=2, **mixing)
+        add(f"groups, prelu, bond 3/{topology}", (9, 5), groups=3, activation="prelu", bond_dim=3, latent_order=1, **mixing)
+    for activation in ACTIVATIONS:
+        add(f"{activation}", (8, 8), activation=activation, latent_order=1, topology="mera")
+    return cases
+
+
+#: The few whose derivatives are checked.
+DIFFERENTIATED = {
+    "bridge": Case((5, 11), {"latent_order": 3}),
+    "prelu, centred": Case((5, 11), {**CONFIGS["prelu, centred"], "topology": "mera"}),
+    "bond 3": Case((8, 8), {**CONFIGS["bond 3"], **TOPOLOGIES["attn, two layers"], "order": "paired"}),
+    "sine, isometric": Case((4, 3, 3, 3), {**CONFIGS["sine, isometric"], "topology": "mera", "order": "block_paired"}),
+    "groups": Case((6, 8), {"groups": 2, "topology": "attn", "order": "flat", "latent_order": 2}),
+    "digits out of order": Case((5, 11), {"topology": "mera", "order": (6, 0, 3, 2, 5, 1, 4)}),
+}
+
+
+def scramble(module: nn.Module) -> Any:
+    """Take disentanglers far from the identity, and slopes and biases from their constant start."""
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if "mix." in name:
+                parameter.copy_(torch.randn_like(parameter) / parameter.shape[-1] ** 0.5)
+            elif name.endswith(("slope", "bias")):
+                parameter.copy_(torch.rand_like(parameter))
+    return module
+
+
+# --- layers -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LayerCase:
+    """One layer of the suite.
+
+    Attributes:
+        make: builds it; takes ``execution``, ``device`` and ``dtype``.
+        input: shape of an input, batch first.
+        way: how it runs when nothing is asked.
+        splits: whether it can run factored at all.
+    """
+
+    make: Callable[..., nn.Module]
+    input: tuple[int, ...]
+    way: str = "factored"
+    splits: bool = True
+
+    def build(self, execution: str = "auto", dtype: torch.dtype = torch.float64) -> Any:
+        torch.manual_seed(0)
+        return scramble(self.make(execution=execution, dtype=dtype))
+
+    def make_input(self, dtype: torch.dtype = torch.float64, batch: int | None = None) -> Tensor:
+        generator = torch.Generator().manual_seed(1)
+        shape = self.input if batch is None else (batch, *self.input[1:])
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def _linear(in_features: int, out_features: int, *, bias: bool = True, **options: Any) -> Callable[..., nn.Module]:
+    return partial(Linear, in_features, out_features, bias, GeneratorConfig(**options))
+
+
+def _conv(channels_in: int, channels_out: int, kernel: int | tuple[int, int] = 3, *, config: Options | None = None, **options: Any) -> Callable[..., nn.Module]:
+    return partial(Conv2d, channels_in, channels_out, kernel, config=GeneratorConfig(**(config or {})), **options)
+
+
+_MERA = {"topology": "mera"}
+LAYERS: dict[str, LayerCase] = {
+    "linear": LayerCase(_linear(32, 64), (3, 32)),
+    "linear, no bias": LayerCase(_linear(64, 32, bias=False), (3, 64)),
+    "linear, attn": LayerCase(_linear(64, 64, topology="attn"), (3, 64)),
+    "linear, attn of two layers": LayerCase(_linear(128, 128, topology="attn", boundary_layers=2), (3, 128)),
+    "linear, mera, padded": LayerCase(_linear(100, 77, topology="mera"), (3, 100)),
+    "linear, odd modes": LayerCase(_linear(128, 64, topology="mera"), (3, 128)),
+    "linear, flat in powers of two": LayerCase(_linear(64, 50, order="flat"), (3, 64)),
+    "linear, flat and padded": LayerCase(_linear(50, 64, order="flat"), (3, 50), way="dense", splits=False),
+    "linear, paired": LayerCase(_linear(64, 64, order="paired"), (3, 64), way="dense", splits=False),
+    "linear, block_paired": LayerCase(_linear(64, 64, order="block_paired"), (3, 64)),
+    "linear, block_paired mera": LayerCase(
+        _linear(64, 64, order="block_paired", topology="mera"), (3, 64), way="dense", splits=False
+    ),
+    "linear, 3 groups": LayerCase(_linear(128, 192, groups=3, topology="attn"), (3, 128)),
+    "linear, 3 groups, no bias": LayerCase(_linear(128, 192, bias=False, groups=3), (3, 128)),
+    "linear, radix 3, isometric": LayerCase(
+        _linear(81, 70, radix=3, activation="sine(omega=3)", initialization="isometric"), (3, 81)
+    ),
+    "linear, radix 4, bond 2": LayerCase(_linear(64, 60, radix=4, bond_dim=2, topology="attn"), (3, 64)),
+    "linear, prelu, centred": LayerCase(_linear(64, 64, activation="prelu", norm="center", latent_order=2), (3, 64)),
+    "linear, too small to factor": LayerCase(_linear(8, 8), (3, 8), way="dense"),
+    "conv": LayerCase(_conv(32, 32), (2, 32, 5, 6)),
+    "conv, no bias, mera": LayerCase(_conv(32, 40, bias=False, config=_MERA), (2, 32, 5, 6)),
+    "conv, 1x1": LayerCase(_conv(64, 64, 1), (2, 64, 3, 2)),
+    "conv, uneven kernel and stride": LayerCase(_conv(32, 32, (3, 2), stride=(2, 1), padding=(1, 0)), (2, 32, 6, 5)),
+    "conv, dilated": LayerCase(_conv(32, 32, padding=2, dilation=2), (2, 32, 6, 5)),
+    "conv, same": LayerCase(_conv(32, 32, (3, 5), padding="same"), (2, 32, 5, 6)),
+    "conv, valid": LayerCase(_conv(32, 32, padding="valid"), (2, 32, 5, 6)),
+    "conv, reflect": LayerCase(_conv(32, 32, padding=(1, 2), padding_mode="reflect"), (2, 32, 5, 6)),
+    "conv, circular, same, dilated": LayerCase(
+        _conv(32, 32, padding="same", padding_mode="circular", dilation=(1, 2)), (2, 32, 5, 6)
+    ),
+    "conv, replicate, stride": LayerCase(_conv(32, 32, padding=1, padding_mode="replicate", stride=2), (2, 32, 5, 6)),
+    "conv, generator of 2 groups": LayerCase(_conv(32, 64, padding=1, config={"groups": 2, "topology": "attn"}), (2, 32, 4, 5)),
+    "conv, 4 groups": LayerCase(_conv(32, 32, groups=4, padding=1), (2, 32, 4, 5), way="dense", splits=False),
+    "conv, depthwise": LayerCase(_conv(32, 32, groups=32), (2, 32, 4, 5), way="dense", splits=False),
+    "conv, paired": LayerCase(_conv(32, 32, config={"order": "paired"}), (2, 32, 4, 5), way="dense", splits=False),
+    "conv, block_paired": LayerCase(_conv(32, 32, config={"order": "block_paired"}), (2, 32, 4, 5)),
+    "conv, flat and padded": LayerCase(_conv(32, 32, config={"order": "flat"}), (2, 32, 4, 5), way="dense", splits=False),
+}
+
+
+def ways_of(case: LayerCase) -> tuple[str, ...]:
+    return ("dense", "factored") if case.splits else ("dense",)
+
+
+#: Every layer in every way that it can run.
+LAYER_WAYS = [(name, way) for name, case in LAYERS.items() for way in ways_of(case)]

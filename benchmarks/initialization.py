@@ -1,9 +1,9 @@
 """Which start trains best? The study that chose the default activation and initialisation.
 
-Every convolution but the first of a quarter-width VGG-16 is generated, and nothing else changes but the start. Each run is written as soon as
-it is done, and a run that is there is not run again:
+Every convolution but the first of a quarter-width VGG-16 is generated, and nothing else changes but the start. Each
+run is written as soon as it is done, and a run that is there is not run again:
 
-    python benchmarks/initialization.py --data FOLDER_OF_CIFAR10 --train 20000 --epochs 6 --seeds 0 1 2
+    python benchmarks/initialization.py --data FOLDER_OF_CIFAR10 --train 16000 --seeds 0 1 2
     python benchmarks/initialization.py --table
 """
 
@@ -21,7 +21,7 @@ import torch
 
 import adntn
 from adntn.checkpoint import writing
-from adntn.experiments.data import load_data
+from adntn.experiments.data import ImageData, load_data
 from adntn.experiments.models import DEFAULT_TARGETS, model_builder
 from adntn.initialize import stable_rank
 from adntn.nn import GeneratedLayer
@@ -32,10 +32,12 @@ MODEL = "vgg16-quarter"
 
 STARTS = {
     "paper, ELU": {"initialization": "paper", "activation": "elu"},
+    "paper, sin(3z)": {"initialization": "paper", "activation": "sine(omega=3)"},
+    "isometric but root of 0.05, ELU": {"initialization": "isometric", "activation": "elu"},
     "isometric, ELU": {"initialization": "isometric", "activation": "elu"},
     "isometric, ELU, centred": {"initialization": "isometric", "activation": "elu", "norm": "center"},
     "isometric, tanh": {"initialization": "isometric", "activation": "tanh"},
-    "paper, sin(3z)": {"initialization": "paper", "activation": "sine(omega=3)"},
+    "isometric, sin(z)": {"initialization": "isometric", "activation": "sine"},
     "isometric, sin(3z)": {"initialization": "isometric", "activation": "sine(omega=3)"},
     "isometric, sin(10z)": {"initialization": "isometric", "activation": "sine(omega=10)"},
 }
@@ -47,6 +49,7 @@ def main() -> None:
     parser.add_argument("--data", default="cifar10")
     parser.add_argument("--train", type=int, help="images to train on, a stratified sample; all by default")
     parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--lr", type=float, default=5e-3)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--starts", nargs="+", default=list(STARTS), choices=STARTS)
     parser.add_argument("--orders", nargs="+", default=list(ORDERS), choices=ORDERS)
@@ -56,23 +59,34 @@ def main() -> None:
         print(table())
         return
     data = load_data(args.data).limit(train=args.train)
-    recipe = Recipe(epochs=args.epochs, batch_size=128, lr=1e-2, weight_decay=5e-4, augment=True)
+    recipe = Recipe(epochs=args.epochs, batch_size=128, lr=args.lr, weight_decay=5e-4, augment=True)
     for seed in args.seeds:
         for order in args.orders:
             for start in args.starts:
-                key = {"start": start, "order": order, "seed": seed, "epochs": args.epochs, "train": len(data.train)}
+                key = {
+                    "start": start,
+                    "order": order,
+                    "seed": seed,
+                    "epochs": args.epochs,
+                    "train": len(data.train),
+                    "lr": args.lr,
+                }
                 if any(all(row[k] == v for k, v in key.items()) for row in rows()):
                     continue
-                row = key | {"data": data.title} | run(data, recipe, seed, {"order": order, **STARTS[start]})
+                row = key | {"data": data.title} | run(data, recipe, seed, order, start)
                 store(row)
                 print(json.dumps(row), flush=True)
 
 
-def run(data, recipe: Recipe, seed: int, options: dict[str, str]) -> dict[str, object]:
+def run(data: ImageData, recipe: Recipe, seed: int, order: str, start: str) -> dict[str, object]:
     torch.manual_seed(seed)
     model = model_builder(MODEL, data.image_shape, data.num_classes)()
-    report = adntn.compress_(model, adntn.GeneratorConfig(**options), DEFAULT_TARGETS[MODEL])
+    config = adntn.GeneratorConfig(order=order, **STARTS[start])
+    report = adntn.compress_(model, config, DEFAULT_TARGETS[MODEL])
     layers = [m for m in model.modules() if isinstance(m, GeneratedLayer)]
+    if "root of 0.05" in start:
+        for layer in layers:
+            shrink_root(layer.generator, 0.05)
     ranks = [stable_rank(layer.weight) for layer in layers]
     started = time.perf_counter()
     fitted = fit(
@@ -97,6 +111,16 @@ def run(data, recipe: Recipe, seed: int, options: dict[str, str]) -> dict[str, o
         "python": platform.python_version(),
         "threads": torch.get_num_threads(),
     }
+
+
+@torch.no_grad()
+def shrink_root(generator: adntn.Generator, factor: float) -> None:
+    """Scale the root down and the first level's cores up, so that the weight stays as it is."""
+    generator.root *= factor
+    parents = generator.blueprint.levels[0].parents
+    for name, core in generator.named_parameters():
+        if name in ("expand.1", "carry.1"):
+            core *= factor ** (-1 / parents)
 
 
 def rows() -> list[dict[str, object]]:

@@ -22,7 +22,7 @@ def test_an_activation_is_its_formula(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"),
+    "text, expected",
     [
         ("elu(alpha=2)", torch.where(Z > 0, Z, 2 * torch.expm1(Z))),
         ("sine(omega=30)", torch.sin(30 * Z)),
@@ -41,7 +41,7 @@ def test_every_known_activation_can_be_made() -> None:
         assert make_activation(name)(Z).shape == Z.shape
 
 
-# --- PReLU -------------------------------------------------------------------------------------------------------------------
+# --- PReLU ----------------------------------------------------------------------------------------
 
 
 def test_prelu_has_a_slope_for_each_group() -> None:
@@ -73,17 +73,17 @@ def test_prelu_keeps_the_dtype_of_its_input() -> None:
     assert PReLU(1).to(torch.bfloat16)(Z).dtype == torch.float64
 
 
-@pytest.mark.parametrize(("text", "count"), [("prelu", 1), ("prelu(slope=0)", 1), ("elu", 0), ("sine(omega=3)", 0)])
+@pytest.mark.parametrize("text, count", [("prelu", 1), ("prelu(slope=0)", 1), ("elu", 0), ("sine(omega=3)", 0)])
 def test_what_is_learned_a_level(text: str, count: int) -> None:
     assert parameters_per_level(text) == count
     assert sum(p.numel() for p in make_activation(text, groups=3).parameters()) == 3 * count
 
 
-# --- writing ------------------------------------------------------------------------------------------------------------------
+# --- writing --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"),
+    "text, expected",
     [
         ("elu", "elu"),
         ("  elu ", "elu"),
@@ -108,7 +108,7 @@ def test_the_spelling_keeps_every_digit(omega: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    "text, message",
     [
         ("rleu", r"'rleu'.*identity, relu, .*Did you mean 'relu'\?"),
         ("wavelet", r"'wavelet'.*choose one of"),
@@ -137,11 +137,11 @@ def test_what_is_no_text_is_refused(given: object) -> None:
         canonical(given)  # type: ignore[arg-type]
 
 
-# --- gain (Eq. 14) --------------------------------------------------------------------------------------------------------------
+# --- gain (Eq. 14) --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"),
+    "text, expected",
     [
         ("relu", math.sqrt(2)),
         ("elu", math.sqrt(2)),

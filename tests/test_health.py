@@ -23,7 +23,9 @@ def weights(shape: tuple[int, ...], seeds: range, **options: Any) -> list[torch.
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (12, 10, 3, 3)], ids=str)
-@pytest.mark.parametrize("options", [{}, {"topology": "mera", "initialization": "isometric", "activation": "sine(omega=3)"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"topology": "mera", "initialization": "isometric", "activation": "sine(omega=3)"}], ids=str
+)
 def test_each_number_is_the_median_over_seeds_of_what_it_says(shape: tuple[int, ...], options: dict[str, Any]) -> None:
     health = diagnose(GeneratorConfig(**options), shape, seeds=range(3))
     drawn = weights(shape, range(3), **options)
@@ -32,8 +34,12 @@ def test_each_number_is_the_median_over_seeds_of_what_it_says(shape: tuple[int, 
     norms = [w.norm(dim=1) for w in drawn]
     assert health.std == pytest.approx(1.0, rel=1e-4)
     assert health.mean == pytest.approx(statistics.median(float(w.mean()) / dense for w in drawn), rel=1e-3, abs=1e-6)
-    assert health.stable_rank == pytest.approx(statistics.median(float((s / s[0]).square().sum()) for s in spectra), rel=1e-3)
-    assert health.row_spread == pytest.approx(statistics.median(float(n.std(correction=0) / n.mean()) for n in norms), rel=1e-3)
+    assert health.stable_rank == pytest.approx(
+        statistics.median(float((s / s[0]).square().sum()) for s in spectra), rel=1e-3
+    )
+    assert health.row_spread == pytest.approx(
+        statistics.median(float(n.std(correction=0) / n.mean()) for n in norms), rel=1e-3
+    )
     assert health.rank_bound == Generator(shape, GeneratorConfig(**options)).rank_bound()
     assert health.seeds == (0, 1, 2)
 
@@ -47,16 +53,13 @@ def test_the_root_gradient_is_the_relative_answer_of_the_weight_to_the_root() ->
     for seed in range(200):
         torch.manual_seed(seed)
         gen = Generator(shape, config)
-        jacobian = torch.func.jacrev(lambda root, g=gen: torch.func.functional_call(g, {"root": root}, ()))(gen.root.detach())
-        expected.append(float(jacobian.norm() * gen.root.detach().norm() / gen().detach().norm()))
+        jacobian = torch.func.jacrev(lambda root, g=gen: torch.func.functional_call(g, {"root": root}, ()))(
+            gen.root.detach()
+        )
+        expected.append(float(jacobian.detach().norm() * gen.root.detach().norm() / gen().detach().norm()))
     # For a random probe p of norm 1 in P dimensions, |J^T p|^2 is |J|^2 / P in the mean.
     mean_square = statistics.fmean(m**2 / e**2 for m, e in zip(measured, expected, strict=True))
     assert mean_square == pytest.approx(1.0, rel=0.15)
-
-
-def test_a_dead_activation_shows_as_no_gradient() -> None:
-    alive = diagnose(GeneratorConfig(activation="tanh"), (64, 64)).root_gradient
-    assert alive > 0.1
 
 
 @pytest.mark.parametrize("config", [GeneratorConfig(), GeneratorConfig(topology="mera", groups=2)], ids=str)
@@ -89,7 +92,10 @@ def test_the_findings_of_the_design_hold() -> None:
     assert paper.stable_rank < 2
     assert paper.rank_bound == 64
     options = {"activation": "sine(omega=3)", "initialization": "isometric"}
-    assert diagnose(GeneratorConfig(**options), (512, 512)).stable_rank > diagnose(GeneratorConfig(), (512, 512)).stable_rank
+    assert (
+        diagnose(GeneratorConfig(**options), (512, 512)).stable_rank
+        > diagnose(GeneratorConfig(), (512, 512)).stable_rank
+    )
 
 
 def test_it_reads_as_a_line_and_as_plain_values() -> None:

@@ -36,7 +36,7 @@ def pre_activations(gen: Generator) -> list[Tensor]:
     return seen
 
 
-# --- calibration ------------------------------------------------------------------------------------------------------------
+# --- calibration ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("config", [name for name in CONFIGS if name != "bond 1"])
@@ -119,14 +119,16 @@ def test_even_the_smallest_weight_starts_finite_and_not_at_zero(shape: str, topo
 @pytest.mark.parametrize("latent_order", [1, 2])
 def test_no_seed_starts_with_a_weight_of_zeros(latent_order: int) -> None:
     # A ReLU sends a small root wholly to zero in one draw of ten, and then nothing can ever learn.
-    norms = [float(build((8, 8), seed, activation="relu", latent_order=latent_order)().norm().detach()) for seed in range(40)]
+    norms = [
+        float(build((8, 8), seed, activation="relu", latent_order=latent_order)().norm().detach()) for seed in range(40)
+    ]
     assert min(norms) > 0
 
 
-# --- draws --------------------------------------------------------------------------------------------------------------------
+# --- draws ----------------------------------------------------------------------------------------
 
 # Large stacks, so that moments are measured well.
-WIDE = {"radix": 16, "latent_order": 1, "topology": "mera"}
+WIDE = {"radix": 16, "latent_order": 1, "topology": "mera", "initialization": "paper"}
 
 
 def drawn(name: str, **options: Any) -> Tensor:
@@ -139,7 +141,7 @@ def test_the_root_is_normal_with_deviation_005() -> None:
     assert float((root.abs() > 0.1).double().mean()) == pytest.approx(0.0455, rel=0.2)
 
 
-@pytest.mark.parametrize(("activation", "gain"), [("relu", math.sqrt(2)), ("tanh", 1.0), ("prelu", math.sqrt(2 / 1.0625))])
+@pytest.mark.parametrize("activation, gain", [("relu", math.sqrt(2)), ("tanh", 1.0), ("prelu", math.sqrt(2 / 1.0625))])
 def test_cores_before_an_activation_are_normal_with_the_activations_gain(activation: str, gain: float) -> None:
     for name in ("expand.1", "expand.2"):
         cores = drawn(name, activation=activation)
@@ -161,7 +163,9 @@ def test_disentanglers_are_the_identity_and_a_little_noise() -> None:
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (17, 33), (12, 10, 3, 3)], ids=str)
-@pytest.mark.parametrize("options", [{}, {"bond_dim": 3}, {"bond_dim": 5}, {"radix": 3, "bond_dim": 2}, {"groups": 1}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"bond_dim": 3}, {"bond_dim": 5}, {"radix": 3, "bond_dim": 2}, {"groups": 1}], ids=str
+)
 def test_isometric_cores_are_semi_orthogonal_and_disentanglers_orthogonal(
     shape: tuple[int, ...], options: dict[str, Any]
 ) -> None:
@@ -189,7 +193,7 @@ def test_isometric_cores_are_drawn_evenly_from_all_rotations() -> None:
         assert float(entry.mean().abs()) < 4 * math.sqrt(0.5 / len(cores))
 
 
-# --- seeds ---------------------------------------------------------------------------------------------------------------------
+# --- seeds ----------------------------------------------------------------------------------------
 
 
 def test_a_seed_gives_the_same_start_again() -> None:
@@ -233,7 +237,7 @@ def test_the_start_does_not_depend_on_the_default_dtype() -> None:
     assert all(torch.equal(value, expected[name]) for name, value in gen.state_dict().items())
 
 
-# --- stable rank ---------------------------------------------------------------------------------------------------------------
+# --- stable rank ----------------------------------------------------------------------------------
 
 
 def by_svd(matrix: Tensor) -> float:
@@ -249,7 +253,7 @@ def test_stable_rank_is_that_of_the_singular_values(shape: tuple[int, ...], dtyp
 
 
 @pytest.mark.parametrize(
-    ("kind", "shape"), [("gaussian", (1030, 1100)), ("one large value", (1100, 1030)), ("flat spectrum", (1030, 1100))]
+    "kind, shape", [("gaussian", (1030, 1100)), ("one large value", (1100, 1030)), ("flat spectrum", (1030, 1100))]
 )
 def test_stable_rank_of_a_large_weight(shape: tuple[int, int], kind: str) -> None:
     if kind == "flat spectrum":

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from adntn.errors import ConfigError, ShapeError
 from adntn.tensorize import ORDERS, Tensorization, num_digits, tensorize
 
-# --- properties -----------------------------------------------------------------------------------------------------------
+# --- properties -----------------------------------------------------------------------------------
 
 
 @st.composite
@@ -103,7 +103,7 @@ def test_digits_are_counted_exactly(size: int, radix: int) -> None:
     assert digits == 0 or radix ** (digits - 1) < size
 
 
-# --- the orders, by hand ----------------------------------------------------------------------------------------------------
+# --- the orders, by hand --------------------------------------------------------------------------
 
 
 def spell(t: Tensorization) -> str:
@@ -119,7 +119,7 @@ def spell(t: Tensorization) -> str:
 
 
 @pytest.mark.parametrize(
-    ("order", "shape", "expected"),
+    "order, shape, expected",
     [
         ("blocked", (8, 4), "- o1 o2 o3 i1 i2"),
         ("blocked", (5, 4), "- o1 o2 o3 i1 i2"),
@@ -181,7 +181,7 @@ def test_groups_are_blocks_of_rows() -> None:
 
 
 @pytest.mark.parametrize(
-    ("order", "shape", "num_modes"),
+    "order, shape, num_modes",
     [
         ("blocked", (512, 512, 3, 3), 22),
         ("flat", (512, 512, 3, 3), 22),
@@ -211,7 +211,7 @@ def test_a_radix_of_three_fits_a_kernel_of_nine(order: str) -> None:
     assert t.padded_size == t.size
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------------
+# --- what is refused ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (4, 0), (4, 4, 0), (4, -1), (4,), ()], ids=str)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from typing import Any
 
@@ -15,7 +16,7 @@ from adntn import Generator, GeneratorConfig
 from adntn.errors import AdntnError, ConfigError, ShapeError
 from adntn.topology import CONFIG_VERSION, Blueprint, Mixer, schedule
 
-# --- the paper's Table 3 ---------------------------------------------------------------------------------------------
+# --- the paper's Table 3 --------------------------------------------------------------------------
 
 FC2 = (4096, 4096)
 VGG_CONV = (512, 512, 3, 3)
@@ -23,13 +24,13 @@ ALEXNET_CONVS = ((192, 64, 5, 5), (256, 256, 3, 3))
 
 
 @pytest.mark.parametrize("order", ["flat", "blocked"])
-@pytest.mark.parametrize(("topology", "count"), [("ttn", 216), ("attn", 392), ("mera", 536)])
+@pytest.mark.parametrize("topology, count", [("ttn", 216), ("attn", 392), ("mera", 536)])
 def test_counts_of_fc2(topology: str, count: int, order: str) -> None:
     assert Blueprint(FC2, GeneratorConfig(topology=topology, order=order)).num_parameters == count
 
 
 @pytest.mark.parametrize("order", ["flat", "blocked"])
-@pytest.mark.parametrize(("topology", "count", "of_five"), [("ttn", 204, 1020), ("attn", 364, 1820), ("mera", 508, 2540)])
+@pytest.mark.parametrize("topology, count, of_five", [("ttn", 204, 1020), ("attn", 364, 1820), ("mera", 508, 2540)])
 def test_counts_of_the_five_vgg_convolutions(topology: str, count: int, of_five: int, order: str) -> None:
     blueprint = Blueprint(VGG_CONV, GeneratorConfig(topology=topology, order=order))
     assert blueprint.num_parameters == count
@@ -38,7 +39,7 @@ def test_counts_of_the_five_vgg_convolutions(topology: str, count: int, of_five:
 
 
 @pytest.mark.parametrize("order", ["flat", "blocked"])
-@pytest.mark.parametrize(("topology", "count", "of_two"), [("ttn", 152, 304), ("attn", 296, 592), ("mera", 360, 720)])
+@pytest.mark.parametrize("topology, count, of_two", [("ttn", 152, 304), ("attn", 296, 592), ("mera", 360, 720)])
 def test_counts_of_the_two_alexnet_convolutions(topology: str, count: int, of_two: int, order: str) -> None:
     config = GeneratorConfig(topology=topology, order=order)
     blueprints = [Blueprint(shape, config) for shape in ALEXNET_CONVS]
@@ -49,11 +50,11 @@ def test_counts_of_the_two_alexnet_convolutions(topology: str, count: int, of_tw
     assert sum(b.tensorization.padded_size for b in blueprints) == 2**20 + 2**19
 
 
-# --- schedules -----------------------------------------------------------------------------------------------------------
+# --- schedules ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("num_modes", "latent_order", "expected"),
+    "num_modes, latent_order, expected",
     [
         (24, 5, (5, 10, 12, 24)),
         (22, 5, (5, 10, 11, 22)),
@@ -81,13 +82,13 @@ def test_a_schedule_doubles_but_for_one_bridge(num_modes: int, latent_order: int
     assert modes[0] == min(latent_order, half)
     assert modes[-2] == half
     assert modes[-1] == 2 * half
-    ratios = [(after, 2 * before) for before, after in zip(modes, modes[1:], strict=False)]
+    ratios = [(after, 2 * before) for before, after in itertools.pairwise(modes)]
     assert all(before < after <= double for (after, double), before in zip(ratios, modes, strict=False))
     bridges = [level for level, (after, double) in enumerate(ratios, start=1) if after < double]
     assert bridges in ([], [len(modes) - 2])
 
 
-# --- levels --------------------------------------------------------------------------------------------------------------
+# --- levels ---------------------------------------------------------------------------------------
 
 
 def test_a_bridge_has_expansions_first_and_carries_for_the_rest() -> None:
@@ -97,7 +98,7 @@ def test_a_bridge_has_expansions_first_and_carries_for_the_rest() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "mixers"),
+    "options, mixers",
     [
         ({"topology": "ttn"}, [(), (), ()]),
         ({"topology": "attn"}, [(), (), (Mixer(1, 11),)]),
@@ -115,7 +116,7 @@ def test_bond_dim_is_inside_and_radix_at_the_readout() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "count"),
+    "options, count",
     [
         ({"topology": "attn", "boundary_layers": 2}, 392 + 12 * 16),
         # Two blocks of 2048 rows have 23 modes each, and so the tree of 24.
@@ -167,7 +168,7 @@ def test_the_memory_estimate_counts_every_group_and_the_hidden_state() -> None:
     assert Blueprint((4096, 4096), GeneratorConfig(bond_dim=4, groups=2)).peak_entries() - small >= 2 * (4**12 - 2**12)
 
 
-# --- configs -------------------------------------------------------------------------------------------------------------
+# --- configs --------------------------------------------------------------------------------------
 
 configs = st.builds(
     GeneratorConfig,
@@ -175,7 +176,8 @@ configs = st.builds(
     bond_dim=st.none() | st.integers(1, 9),
     latent_order=st.integers(1, 20),
     topology=st.sampled_from(["ttn", "attn", "mera"]),
-    activation=st.sampled_from(["elu", "prelu(slope=0.5)", "tanh"]) | st.floats(0.01, 100).map(lambda w: f"sine(omega={w!r})"),
+    activation=st.sampled_from(["elu", "prelu(slope=0.5)", "tanh"])
+    | st.floats(0.01, 100).map(lambda w: f"sine(omega={w!r})"),
     order=st.sampled_from(ORDERS) | st.permutations(range(6)).map(tuple),
     groups=st.integers(1, 64),
     initialization=st.sampled_from(["paper", "isometric"]),
@@ -225,11 +227,11 @@ def test_replace_changes_some_options() -> None:
         config.replace(latent_oder=3)
 
 
-# --- what is refused -------------------------------------------------------------------------------------------------------
+# --- what is refused ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("options", "named"),
+    "options, named",
     [
         ({"topology": "tnn"}, "'ttn'"),
         ({"topology": "Mera"}, "'mera'"),

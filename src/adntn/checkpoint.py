@@ -1,7 +1,8 @@
 """Saving and loading: safetensors with the configs in the header, nothing unpickled, nothing half-written.
 
-A file holds every tensor of the model's ``state_dict``; what several names share is stored once. Its header says which layers are
-generated and how, and carries a digest over all of it, so that a changed file is refused instead of loaded.
+A file holds every tensor of the model's ``state_dict``; what several names share is stored once. Its header says
+which layers are generated and how, and carries a digest over all of it, so that a changed file is refused instead of
+loaded.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from adntn.errors import AdntnError, CheckpointError
 from adntn.execution.plan import EXECUTIONS
 from adntn.generator import Generator
 from adntn.nn import GENERATED, GeneratedLayer
+from adntn.nn._generated import dense_weight
 from adntn.topology import Blueprint, GeneratorConfig
 
 __all__ = ["FORMAT_VERSION", "load", "save"]
@@ -43,8 +45,8 @@ Model = TypeVar("Model", bound=nn.Module)
 def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     """Write a model to a safetensors file.
 
-    The file appears under its name only when it is whole: it is written beside it, flushed to the disk, then renamed. If that fails, what
-    stood there before still stands.
+    The file appears under its name only when it is whole: it is written beside it, flushed to the disk, then renamed.
+    If that fails, what stood there before still stands.
 
     Args:
         model: any model, with or without generated layers; a compiled one is seen through.
@@ -54,7 +56,8 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
         The path.
 
     Raises:
-        CheckpointError: a parameter has NaN or infinite entries, a tensor is on the meta device, or the file cannot be written.
+        CheckpointError: a parameter has NaN or infinite entries, a tensor is on the meta device, or the file cannot
+            be written.
     """
     path = Path(path)
     tensors, aliases = _tensors(model)
@@ -123,9 +126,13 @@ def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     for full, tensor in model.state_dict(keep_vars=True).items():
         name = plain_name(full)
         if not isinstance(tensor, Tensor):
-            raise CheckpointError(f"{name!r} in the state_dict is a {type(tensor).__name__}, not a tensor; it cannot be stored.")
+            raise CheckpointError(
+                f"{name!r} in the state_dict is a {type(tensor).__name__}, not a tensor; it cannot be stored."
+            )
         if tensor.is_meta:
-            raise CheckpointError(f"{name!r} is on the meta device and has no values; move the model off it, then load or initialise it.")
+            raise CheckpointError(
+                f"{name!r} is on the meta device and has no values; move the model off it, then load or initialise it."
+            )
         if id(tensor) in owners:
             aliases[name] = owners[id(tensor)]
             continue
@@ -143,7 +150,7 @@ def _digest(header: str, tensors: Mapping[str, Tensor]) -> str:
         tensor = tensors[name]
         sha.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
         if tensor.numel():
-            sha.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+            sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()
 
 
@@ -186,14 +193,16 @@ def load(model: Model, path: str | os.PathLike[str]) -> Model:
     """Load a file that :func:`save` wrote into a model, generating the layers that the file says are generated.
 
     Args:
-        model: as it was before compression (plain layers), or compressed with the same configs. Its device and dtype are kept.
+        model: as it was before compression (plain layers), or compressed with the same configs. Its device and dtype
+            are kept.
         path: of the file.
 
     Returns:
         The same model, changed in place. It is untouched if anything is wrong.
 
     Raises:
-        CheckpointError: the file is missing, truncated, foreign, changed or from a newer version, or does not fit the model.
+        CheckpointError: the file is missing, truncated, foreign, changed or from a newer version, or does not fit the
+            model.
         GeneratorTooLargeError: a generator would not fit into memory.
 
     Example:
@@ -214,8 +223,12 @@ def load(model: Model, path: str | os.PathLike[str]) -> Model:
             generators[name] = module.generator
             continue
         owner = content.shared.get(name)
-        weight = module.weight
-        generator = generators[owner] if owner else Generator(layer.shape, layer.config, device=weight.device, dtype=weight.dtype)
+        weight = dense_weight(module)
+        generator = (
+            generators[owner]
+            if owner
+            else Generator(layer.shape, layer.config, device=weight.device, dtype=weight.dtype)
+        )
         generators[name] = generator
         new[id(module)] = GENERATED[type(module)].from_dense(module, generator=generator, execution=layer.execution)
     for parent in list(model.modules()):
@@ -248,16 +261,31 @@ def _read(path: Path) -> _Content:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
-    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, KeyError, UnicodeError, OverflowError) as error:
+    except (
+        SafetensorError,
+        OSError,
+        ValueError,
+        RuntimeError,
+        TypeError,
+        KeyError,
+        UnicodeError,
+        OverflowError,
+    ) as error:
         raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from None
     header, digest = metadata.get(_HEADER), metadata.get(_DIGEST)
     if header is None or digest is None:
-        raise CheckpointError(f"{path} is a safetensors file, but not one that adntn.save wrote: its header names no generators.")
+        raise CheckpointError(
+            f"{path} is a safetensors file, but not one that adntn.save wrote: its header names no generators."
+        )
     version = _version(path, header)
     if version > FORMAT_VERSION:
-        raise CheckpointError(f"{path} has format {version}, newer than the {FORMAT_VERSION} that this adntn knows; upgrade adntn.")
+        raise CheckpointError(
+            f"{path} has format {version}, newer than the {FORMAT_VERSION} that this adntn knows; upgrade adntn."
+        )
     if digest != _digest(header, tensors):
-        raise CheckpointError(f"{path} was changed after it was written: its digest does not match. Take another copy of it.")
+        raise CheckpointError(
+            f"{path} was changed after it was written: its digest does not match. Take another copy of it."
+        )
     try:
         values = json.loads(header)
         layers = {name: _Layer.from_dict(name, entry) for name, entry in values["layers"].items()}
@@ -298,10 +326,10 @@ def _check_layer(path: Path, layer: _Layer, modules: Mapping[str, nn.Module]) ->
     # The weight's values are about to go, so they need not be finite.
     if why is not None and "NaN" not in why:
         raise CheckpointError(f"{path} has a generated layer {layer.name!r}, which cannot be one in this model: {why}.")
-    if type(module).__name__ != layer.kind or tuple(module.weight.shape) != layer.shape:
+    if type(module).__name__ != layer.kind or tuple(dense_weight(module).shape) != layer.shape:
         raise CheckpointError(
             f"{path}: {layer.name!r} is a {layer.kind} with a weight of shape {layer.shape} in the file, "
-            f"a {type(module).__name__} with {tuple(module.weight.shape)} in the model."
+            f"a {type(module).__name__} with {tuple(dense_weight(module).shape)} in the model."
         )
 
 

@@ -10,16 +10,27 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from adntn.errors import CompressionError, ShapeError, check_choice, nearest
 from adntn.execution.cache import keeping
 from adntn.execution.plan import choose
 from adntn.generator import Generator
 from adntn.nn import GENERATED, GeneratedLayer
+from adntn.nn._generated import dense_weight
 from adntn.topology import GeneratorConfig
 
-__all__ = ["CompressionReport", "LayerReport", "cached", "compress_", "generated_layers", "materialize", "obstacle", "report"]
+__all__ = [
+    "CompressionReport",
+    "LayerReport",
+    "cached",
+    "compress_",
+    "generated_layers",
+    "materialize",
+    "obstacle",
+    "report",
+    "select",
+]
 
 INITS = ("random",)
 _COMPILED = "_orig_mod."
@@ -117,12 +128,10 @@ class CompressionReport:
         ]
         stored_bytes = sum(row.generated_bytes for row in self.layers)
         padded = sum(row.padded for row in self.layers)
-        rows.append(
-            ("these layers", "", "", f"{self.dense:,}", f"{padded:,}", f"{self.generated:,}", f"{self.ratio:,.1f}x", f"{stored_bytes:,}", "", "")
-        )  # fmt: skip
-        rows.append(
-            ("whole model", "", "", f"{self.model_before:,}", "", f"{self.model_after:,}", f"{self.model_ratio:,.1f}x", "", "", "")
-        )  # fmt: skip
+        sums = (f"{self.dense:,}", f"{padded:,}", f"{self.generated:,}", f"{self.ratio:,.1f}x", f"{stored_bytes:,}")
+        whole = (f"{self.model_before:,}", "", f"{self.model_after:,}", f"{self.model_ratio:,.1f}x", "")
+        rows.append(("these layers", "", "", *sums, "", ""))
+        rows.append(("whole model", "", "", *whole, "", ""))
         widths = [max(len(r[i]) for r in (head, *rows)) for i in range(len(head))]
         align = [str.ljust if i in (0, 1, 2, 9) else str.rjust for i in range(len(head))]
         lines = ["  ".join(a(c, w) for a, c, w in zip(align, r, widths, strict=True)).rstrip() for r in (head, *rows)]
@@ -205,17 +214,17 @@ def compress_(
     init: str = "random",
     execution: str = "auto",
 ) -> CompressionReport:
-    """Replace chosen layers, in place, by layers whose weight is generated.
+    r"""Replace chosen layers, in place, by layers whose weight is generated.
 
     Options, bias, hooks, mode, device and dtype of a layer are kept; layers that share one weight share one generator.
     Nothing is changed unless everything asked for can be done.
 
     Args:
-        model: holds the layers. Compress first, then build the optimiser, then wrap in DDP or FSDP. A compiled model, or one with
-            compiled parts, is seen through.
+        model: holds the layers. Compress first, then build the optimiser, then wrap in DDP or FSDP. A compiled model,
+            or one with compiled parts, is seen through.
         config: of the generators; None means the default config.
-        targets: names of layers, or ``"re:"`` and a pattern that a whole name must match. A name must be there and possible; a
-            pattern passes over what cannot be generated, but must match something that can.
+        targets: names of layers, or ``"re:"`` and a pattern that a whole name must match. A name must be there and
+            possible; a pattern passes over what cannot be generated, but must match something that can.
         ignore: names or patterns to leave out again.
         overrides: other configs for some names or patterns; a later entry wins.
         init: ``"random"`` draws and calibrates (paper, Section 3.5); the dense weight's values are not used.
@@ -225,13 +234,14 @@ def compress_(
         A report; print it.
 
     Raises:
-        CompressionError: a target matches nothing or cannot be generated, or the model is wrapped or has an optimiser already.
+        CompressionError: a target matches nothing or cannot be generated, or the model is wrapped or has an optimiser
+            already.
         ConfigError: an option is unknown or does not fit a layer.
         ShapeError: a config does not fit a layer's shape.
         GeneratorTooLargeError: a generator would not fit into memory.
 
     Example:
-        >>> report = adntn.compress_(model, adntn.GeneratorConfig(), targets=["classifier.3", r"re:features\\..*"])
+        >>> report = adntn.compress_(model, adntn.GeneratorConfig(), targets=["classifier.3", r"re:features\..*"])
         >>> print(report)
     """
     config = config if config is not None else GeneratorConfig()
@@ -253,13 +263,24 @@ def compress_(
 
     for name in chosen:
         if any(type(parent).__name__ == "OptimizedModule" for parent, _ in places[name].parents):
-            raise CompressionError(f"{name!r} is compiled on its own already; call compress_ first, then torch.compile.")
+            raise CompressionError(
+                f"{name!r} is compiled on its own already; call compress_ first, then torch.compile."
+            )
 
     new = _build(places, chosen, execution)
     for name, layer in new.items():
         for parent, attribute in places[name].parents:
             setattr(parent, attribute, layer)
     return report(model)
+
+
+def select(model: nn.Module, targets: str | Sequence[str]) -> list[str]:
+    """Return the names of the layers that :func:`compress_` would replace for these targets.
+
+    Raises:
+        CompressionError: a target matches nothing or cannot be generated.
+    """
+    return _select(_places(model), targets, "targets", must_work=True)
 
 
 @dataclass
@@ -318,7 +339,9 @@ def _select(places: Mapping[str, _Place], patterns: str | Sequence[str], option:
                 )
             why = obstacle(places[found[0]].module)
             if must_work and why is not None:
-                raise CompressionError(f"{option}: {pattern!r} cannot be generated: {why}. Possible are {_listing(possible)}.")
+                raise CompressionError(
+                    f"{option}: {pattern!r} cannot be generated: {why}. Possible are {_listing(possible)}."
+                )
         chosen.update(dict.fromkeys(found))
     return list(chosen)
 
@@ -329,14 +352,16 @@ def _listing(names: Sequence[str] | Mapping[str, object], most: int = 12) -> str
     return (", ".join(map(repr, names[:most])) or "none") + more
 
 
-def _build(places: Mapping[str, _Place], chosen: Mapping[str, GeneratorConfig], execution: str) -> dict[str, GeneratedLayer]:
+def _build(
+    places: Mapping[str, _Place], chosen: Mapping[str, GeneratorConfig], execution: str
+) -> dict[str, GeneratedLayer]:
     """Build every new layer before the model is touched; layers with one weight get one generator."""
     _refuse_broken_ties(places, chosen)
     generators: dict[int, tuple[str, Generator]] = {}
     new: dict[str, GeneratedLayer] = {}
     for name, config in chosen.items():
         dense = places[name].module
-        weight: Tensor = dense.weight
+        weight = dense_weight(dense)
         if id(weight) in generators:
             first, generator = generators[id(weight)]
             if generator.config != config:
@@ -359,7 +384,9 @@ def _refuse_broken_ties(places: Mapping[str, _Place], chosen: Mapping[str, Gener
         for attribute, parameter in place.module.named_parameters(recurse=False):
             holders.setdefault(id(parameter), []).append(f"{name}.{attribute}")
     for name in chosen:
-        tied = [other for other in holders[id(places[name].module.weight)] if other.removesuffix(".weight") not in chosen]
+        tied = [
+            other for other in holders[id(places[name].module.weight)] if other.removesuffix(".weight") not in chosen
+        ]
         if tied:
             raise CompressionError(
                 f"{name!r} shares its weight with {_listing(tied)}, which would come untied; "
@@ -419,7 +446,7 @@ def materialize(model: nn.Module) -> nn.Module:
                 continue
             if id(child) not in plain:
                 layer = child.to_dense()
-                layer.weight = weights.setdefault(id(child.generator), layer.weight)
+                layer.register_parameter("weight", weights.setdefault(id(child.generator), dense_weight(layer)))
                 plain[id(child)] = layer
             setattr(parent, attribute, plain[id(child)])
     return dense
@@ -429,8 +456,9 @@ def materialize(model: nn.Module) -> nn.Module:
 def cached(model: nn.Module) -> Iterator[None]:
     """Keep what a model's generators make, for inference, until the block ends.
 
-    Gradients are off inside. A kept value is made anew when a parameter is written to; it is never part of a copy, a pickle or a
-    ``state_dict``, and is gone after the block. What is kept is in the generator's own precision; casting is done at each call.
+    Gradients are off inside. A kept value is made anew when a parameter is written to; it is never part of a copy, a
+    pickle or a ``state_dict``, and is gone after the block. What is kept is in the generator's own precision; casting
+    is done at each call.
 
     Example:
         >>> with adntn.cached(model):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from adntn.activations import make_activation
+from adntn.activations import PReLU, make_activation
 from adntn.contraction import Contraction
 from adntn.errors import GeneratorTooLargeError
 from adntn.initialize import initial_values
@@ -51,6 +52,10 @@ class Generator(nn.Module):
         >>> gen.schedule, gen.num_parameters, gen.rank_bound()
         ((5, 10, 12, 24), 216, 64)
     """
+
+    expand: _Cores
+    carry: _Cores
+    mix: nn.ModuleDict
 
     def __init__(
         self,
@@ -122,8 +127,8 @@ class Generator(nn.Module):
     def rank_bound(self) -> int:
         """Return the greatest rank that the weight, seen as the matrix (out, in * kernel), can have.
 
-        With an order that splits, the rank cannot exceed the cut although the generator is nonlinear; with one that does
-        not (``"paired"``), only the matrix' own sides bound it.
+        With an order that splits, the rank cannot exceed the cut although the generator is nonlinear; with one that
+        does not (``"paired"``), only the matrix' own sides bound it.
         """
         return self._contraction.rank_bound()
 
@@ -146,7 +151,8 @@ class Generator(nn.Module):
         """Return A, C, B with ``W = A C B^T`` in every group, exactly, or None where the order has no split.
 
         Returns:
-            A of shape ``(groups, out / groups, r)``, C of shape ``(groups, r, r', *kernel)``, B of shape ``(groups, in, r')``.
+            A of shape ``(groups, out / groups, r)``, C of shape ``(groups, r, r', *kernel)``, B of shape ``(groups,
+            in, r')``.
         """
         with self._full_precision():
             parameters = self._parameters_by_name()
@@ -167,6 +173,7 @@ class Generator(nn.Module):
         named.update(self.expand.tensors("expand"))
         named.update(self.carry.tensors("carry"))
         for number, layers in self.mix.items():
+            assert isinstance(layers, _Cores)
             named.update(layers.tensors(f"mix.{number}"))
         work = torch.promote_types(self.root.dtype, torch.float32)
         return {name: tensor.to(work) for name, tensor in named.items()}
@@ -187,7 +194,7 @@ class Generator(nn.Module):
     def reset_parameters(self) -> None:
         """Draw all parameters anew from torch's global random state and calibrate them (paper, Section 3.5)."""
         for activation in self.activation.values():
-            if hasattr(activation, "reset_parameters"):
+            if isinstance(activation, PReLU):
                 activation.reset_parameters()
         if self.root.is_meta:
             return  # as torch's own layers: call again after to_empty()
@@ -223,8 +230,8 @@ def check_memory(blueprint: Blueprint, device: torch.device) -> None:
     raise GeneratorTooLargeError(
         f"a {c.topology} for a weight of shape {blueprint.shape} with bond_dim={c.chi} has a hidden state of "
         f"{c.chi}**{modes} = {blueprint.hidden_size:,} entries in each of {c.groups} group(s) and needs about "
-        f"{needed / 2**30:,.1f} GiB; {free / 2**30:,.1f} GiB are free. A smaller bond_dim, or bond_dim and radix raised together "
-        f"(radix={c.chi} has fewer modes), or more groups of a small bond_dim need less."
+        f"{needed / 2**30:,.1f} GiB; {free / 2**30:,.1f} GiB are free. A smaller bond_dim, or bond_dim "
+        f"and radix raised together (radix={c.chi} has fewer modes), or groups of a small bond_dim need less."
     )
 
 
@@ -235,7 +242,7 @@ def _free_memory(device: torch.device) -> int | None:
     if device.type != "cpu":
         return None
     try:
-        with open("/proc/meminfo") as lines:
+        with Path("/proc/meminfo").open() as lines:
             for line in lines:
                 if line.startswith("MemAvailable:"):
                     return int(line.split()[1]) * 1024

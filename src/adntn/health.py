@@ -25,8 +25,9 @@ class Health:
         stable_rank: ``||W||_F^2 / ||W||_2^2`` of the matrix (out, in * kernel).
         rank_bound: the greatest rank that the weight can have.
         row_spread: deviation of the rows' norms over their mean; 0 where all rows are of equal length.
-        root_gradient: norm of the gradient at the root for a gradient of norm 1 at the weight, in units of ``||W|| / ||root||``:
-            by how much the weight moves, relatively, for a relative step of the root. Near 0 the root learns nothing.
+        root_gradient: norm of the gradient at the root for a gradient of norm 1 at the weight, in units of ``||W|| /
+            ||root||``: by how much the weight moves, relatively, for a relative step of the root. Near 0 the root
+            learns nothing.
         seeds: the seeds used.
     """
 
@@ -40,8 +41,9 @@ class Health:
 
     def __str__(self) -> str:
         return (
-            f"std {self.std:.2f} x dense, mean {self.mean:+.2f} x, stable rank {self.stable_rank:.1f} of {self.rank_bound}, "
-            f"row spread {self.row_spread:.2f}, root gradient {self.root_gradient:.2f} (medians of {len(self.seeds)} seeds)"
+            f"std {self.std:.2f} x dense, mean {self.mean:+.2f} x, "
+            f"stable rank {self.stable_rank:.1f} of {self.rank_bound}, row spread {self.row_spread:.2f}, "
+            f"root gradient {self.root_gradient:.2f} (medians of {len(self.seeds)} seeds)"
         )
 
     def to_dict(self) -> dict[str, object]:

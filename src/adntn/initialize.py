@@ -1,23 +1,22 @@
 """Initial values, their calibration, and how healthy a start they are (paper, Section 3.5).
 
-Taken literally, the paper's draws give a 4096 x 4096 weight a deviation of anything from 1e-4 to 0.5. So its calibration step is
-always made: every level's pre-activation gets variance 1, and the readout the deviation that the dense layer would
-have started with. Deviation alone is not health: :func:`diagnose` reports stable rank, spread of row norms and the
-gradient that reaches the root as well.
+Taken literally, the paper's draws give a 4096 x 4096 weight a deviation of anything from 1e-4 to 0.5. So its
+calibration step is always made: every level's pre-activation gets variance 1, and the readout the deviation that the
+dense layer would have started with. Deviation alone is not health: :func:`diagnose` reports stable rank, spread of
+row norms and the gradient that reaches the root as well.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from adntn import activations
 from adntn.contraction import Contraction
-from adntn.topology import Blueprint, GeneratorConfig
+from adntn.topology import Blueprint
 
 __all__ = ["default_std", "draw", "initial_values", "stable_rank"]
 
@@ -36,8 +35,9 @@ def draw(blueprint: Blueprint) -> dict[str, Tensor]:
     """Draw a generator's parameters before calibration, in float64 on the CPU, from torch's global random state.
 
     With ``initialization="paper"``: root by Eq. 16, cores before an activation by Eq. 14, readout cores by Eq. 15,
-    disentanglers by Eq. 17. With ``"isometric"``: every expansion and carry core semi-orthogonal and every disentangler
-    orthogonal (Eq. 18), Haar-distributed or, for a disentangler, as near the identity as in Eq. 17.
+    disentanglers by Eq. 17. With ``"isometric"``: a root of deviation 1, every expansion and carry core
+    semi-orthogonal and every disentangler orthogonal (Eq. 18), Haar-distributed or, for a disentangler, as near the
+    identity as in Eq. 17.
     """
     config = blueprint.config
     orthogonal = config.initialization == "isometric"
@@ -46,7 +46,8 @@ def draw(blueprint: Blueprint) -> dict[str, Tensor]:
     for name, shape in blueprint.parameter_shapes.items():
         kind, _, rest = name.partition(".")
         if kind == "root":
-            values[name] = ROOT_STD * _normal(shape)
+            # Optimisers with a step of fixed size, as Adam, would overrun a root of 0.05 in a few steps.
+            values[name] = _normal(shape) if orthogonal else ROOT_STD * _normal(shape)
         elif kind == "mix":
             values[name] = _near_identity(shape, 1.0 if _is_readout(rest, blueprint) else gain, orthogonal=orthogonal)
         elif kind in ("expand", "carry"):
@@ -72,14 +73,15 @@ def _semi_orthogonal(shape: tuple[int, ...]) -> Tensor:  # shape: (cores, a, b),
     cores, a, b = shape
     q, r = torch.linalg.qr(_normal((cores, max(a, b), min(a, b))))
     # Without the signs of R's diagonal the draw would not be uniform over the orthogonal matrices.
-    q = q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
-    return q if a >= b else q.mT.contiguous()
+    uniform: Tensor = q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
+    return uniform if a >= b else uniform.mT.contiguous()
 
 
 def _near_identity(shape: tuple[int, ...], gain: float, *, orthogonal: bool) -> Tensor:
     noise = MIXING_NOISE * gain / math.sqrt(shape[-1]) * _normal(shape)
     if orthogonal:
-        return torch.linalg.matrix_exp((noise - noise.mT) / math.sqrt(2.0))
+        rotation: Tensor = torch.linalg.matrix_exp((noise - noise.mT) / math.sqrt(2.0))
+        return rotation
     return torch.eye(shape[-1], dtype=torch.float64) + noise
 
 
@@ -111,7 +113,9 @@ def initial_values(contraction: Contraction, activate: Activate, *, std: float |
     scale = _spread(weight).rsqrt()
     # One more factor for all groups together, since their means differ.
     overall = _spread((weight * scale.unsqueeze(1)).reshape(1, -1)).rsqrt()
-    _rescale(values, last.number, last.parents, scale * overall * (default_std(blueprint.shape) if std is None else std))
+    _rescale(
+        values, last.number, last.parents, scale * overall * (default_std(blueprint.shape) if std is None else std)
+    )
     return values
 
 

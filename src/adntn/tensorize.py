@@ -3,8 +3,8 @@
 A weight is cut into *axes*: ``out`` (the rows of one group), ``in``, and for convolutions ``kernel`` (all
 kernel positions as one axis). Every axis is padded to a power of the radix and written in digits; each digit is
 one *mode* of the generated tensor. An *order* says where the modes stand. Everything here is plain index
-arithmetic on Python integers; only :meth:`Tensorization.fold` and :meth:`Tensorization.unfold` touch tensors, and they are the plain
-statement of the rule that the fast paths elsewhere are tested against.
+arithmetic on Python integers; only :meth:`Tensorization.fold` and :meth:`Tensorization.unfold` touch tensors, and
+they are the plain statement of the rule that the fast paths elsewhere are tested against.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Tensorization:
     @property
     def padded_size(self) -> int:
         """Entries that the trees make before cropping, groups * d**Q."""
-        return self.groups * self.radix**self.num_modes
+        return self.groups * int(self.radix**self.num_modes)
 
     @property
     def splits_axes(self) -> bool:
@@ -194,7 +194,9 @@ def tensorize(shape: tuple[int, ...], *, radix: int = 2, order: Order = "blocked
     """
     shape = tuple(int(n) for n in shape)
     if len(shape) < 2 or min(shape) < 1:
-        raise ShapeError(f"a weight of shape {shape} cannot be generated; it needs (out, in) or (out, in, *kernel), none zero.")
+        raise ShapeError(
+            f"a weight of shape {shape} cannot be generated; it needs (out, in) or (out, in, *kernel), none zero."
+        )
     if shape[0] % groups:
         near = [g for g in range(1, shape[0] + 1) if shape[0] % g == 0]
         raise ShapeError(

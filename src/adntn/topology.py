@@ -17,7 +17,17 @@ from adntn import activations
 from adntn.errors import ConfigError, check_choice, nearest
 from adntn.tensorize import ORDERS, Order, Tensorization, tensorize
 
-__all__ = ["CONFIG_VERSION", "INITIALIZATIONS", "NORMS", "TOPOLOGIES", "Blueprint", "GeneratorConfig", "Level", "Mixer", "schedule"]
+__all__ = [
+    "CONFIG_VERSION",
+    "INITIALIZATIONS",
+    "NORMS",
+    "TOPOLOGIES",
+    "Blueprint",
+    "GeneratorConfig",
+    "Level",
+    "Mixer",
+    "schedule",
+]
 
 CONFIG_VERSION = 1
 TOPOLOGIES = ("ttn", "attn", "mera")
@@ -115,7 +125,8 @@ class GeneratorConfig:
             raise ConfigError(f"config version {version!r} is not a positive whole number.")
         if version > CONFIG_VERSION:
             raise ConfigError(
-                f"this config has version {version}, newer than the {CONFIG_VERSION} that this adntn knows; upgrade adntn."
+                f"this config has version {version}, newer than the {CONFIG_VERSION} that this adntn knows; "
+                "upgrade adntn."
             )
         _check_names(rest)
         return cls(**rest)
@@ -139,7 +150,9 @@ def _check_names(options: Mapping[str, Any]) -> None:
     known = [f.name for f in fields(GeneratorConfig)]
     for name in options:
         if name not in known:
-            raise ConfigError(f"a generator has no option {name!r}; it has {', '.join(known)}.{nearest(str(name), known)}")
+            raise ConfigError(
+                f"a generator has no option {name!r}; it has {', '.join(known)}.{nearest(str(name), known)}"
+            )
 
 
 def schedule(num_modes: int, latent_order: int) -> tuple[int, ...]:
@@ -194,9 +207,7 @@ class Level:
     def core_shapes(self, groups: int) -> dict[str, tuple[int, ...]]:
         """Return the names and shapes of the level's parameters, group-major and at most three-dimensional."""
         pair = self.size_out**2
-        shapes: dict[str, tuple[int, ...]] = {
-            f"expand.{self.number}": (groups * self.expansions, self.size_in, pair)
-        }
+        shapes: dict[str, tuple[int, ...]] = {f"expand.{self.number}": (groups * self.expansions, self.size_in, pair)}
         if self.carries:
             shapes[f"carry.{self.number}"] = (groups * self.carries, self.size_in, self.size_out)
         for j, mixer in enumerate(self.mixers):
@@ -280,7 +291,7 @@ class Blueprint:
     @property
     def hidden_size(self) -> int:
         """Entries of one group's hidden state, bond_dim ** H."""
-        return self.config.chi ** self.schedule[-2]
+        return int(self.config.chi ** self.schedule[-2])
 
     def peak_entries(self) -> int:
         """Return an estimate, from the schedule alone, of the most numbers that are held at once.
@@ -288,5 +299,5 @@ class Blueprint:
         Every level's state is kept for the backward pass, with its pre-activation; of the readout, the padded
         tensor and the cropped weight.
         """
-        states = sum(self.config.chi**modes for modes in self.schedule[:-1])
+        states = sum(int(self.config.chi**modes) for modes in self.schedule[:-1])
         return self.config.groups * 2 * states + self.tensorization.padded_size + self.size + self.num_parameters

@@ -74,6 +74,6 @@ def _stamp(parameter: Tensor) -> tuple[int, int]:
 
 
 def _same(parameters: tuple[Tensor, ...], copies: tuple[Tensor, ...]) -> bool:
-    # Writing through ``.data`` leaves no trace in the version. The parameters are a few hundred numbers, so on the CPU they
-    # are simply compared; on a GPU that would wait for the device at every call.
+    # Writing through ``.data`` leaves no trace in the version. The parameters are a few hundred numbers, so on the
+    # CPU they are simply compared; on a GPU that would wait for the device at every call.
     return all(p.is_cuda or torch.equal(p, c) for p, c in zip(parameters, copies, strict=True))

@@ -1,7 +1,7 @@
 """Which way a layer runs.
 
-``factored`` runs y = A(C(B^T x)) and never makes the weight; ``dense`` makes the whole weight and hands it to torch's own kernel.
-``auto`` compares their multiply-adds for one output position.
+``factored`` runs y = A(C(B^T x)) and never makes the weight; ``dense`` makes the whole weight and hands it to torch's
+own kernel. ``auto`` compares their multiply-adds for one output position.
 """
 
 from __future__ import annotations

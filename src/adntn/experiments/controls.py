@@ -15,7 +15,8 @@ __all__ = ["Deleted", "delete_", "freeze_weights_"]
 class Deleted(nn.Module):
     """Stands where a linear layer or a convolution stood, without a parameter.
 
-    The identity where shapes agree. Otherwise features are padded with zeros or cropped, and a map that shrinks is averaged.
+    The identity where shapes agree. Otherwise features are padded with zeros or cropped, and a map that shrinks is
+    averaged.
 
     Args:
         layer: the one that goes.
@@ -28,7 +29,9 @@ class Deleted(nn.Module):
         if isinstance(layer, nn.Conv2d):
             self._options = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
 
-    def forward(self, x: Tensor) -> Tensor:  # shape: (batch, in, H, W) -> (batch, out, H', W'), or (*batch, in) -> (*batch, out)
+    def forward(
+        self, x: Tensor
+    ) -> Tensor:  # shape: (batch, in, H, W) -> (batch, out, H', W'), or (*batch, in) -> (*batch, out)
         features = 1 if self.is_conv else x.ndim - 1
         extra = self.outputs - x.shape[features]
         if extra > 0:
@@ -37,8 +40,8 @@ class Deleted(nn.Module):
             x = x.narrow(features, 0, self.outputs)
         if not self.is_conv:
             return x
-        size = [self._size(n, axis) for axis, n in enumerate(x.shape[2:])]
-        return x if list(x.shape[2:]) == size else F.adaptive_avg_pool2d(x, size)
+        size = (self._size(x.shape[2], 0), self._size(x.shape[3], 1))
+        return x if tuple(x.shape[2:]) == size else F.adaptive_avg_pool2d(x, size)
 
     def _size(self, size: int, axis: int) -> int:
         kernel, stride, padding, dilation = self._options
@@ -59,13 +62,15 @@ def delete_(model: nn.Module, names: Iterable[str]) -> None:
     for name in names:
         layer = model.get_submodule(name)
         if not isinstance(layer, (nn.Linear, nn.Conv2d)):
-            raise CompressionError(f"{name!r} is a {type(layer).__name__}; only linear layers and 2-d convolutions can be deleted.")
+            raise CompressionError(
+                f"{name!r} is a {type(layer).__name__}; only linear layers and 2-d convolutions can be deleted."
+            )
         parent, _, attribute = name.rpartition(".")
         setattr(model.get_submodule(parent), attribute, Deleted(layer))
 
 
 def freeze_weights_(model: nn.Module, names: Iterable[str]) -> None:
-    """Stop the training of layers' weights, dense or generated; their biases are trained on, as in every other variant."""
+    """Stop the training of layers' weights, dense or generated; their biases are trained on."""
     for name in names:
         layer = model.get_submodule(name)
         for part, parameter in layer.named_parameters():

@@ -30,11 +30,13 @@ def _conv(inputs: int, outputs: int) -> list[nn.Module]:
 class SmallCNN(nn.Module):
     """Three 3x3 convolutions with batch norm, global average pooling, and a linear head.
 
-    The first convolution has few channels and sees 3x3 pixels only, and pooling forgets where they were: whatever the network
-    knows of larger shapes is in ``conv2`` and ``conv3``, so that it costs accuracy to delete them.
+    The first convolution has few channels and sees 3x3 pixels only, and pooling forgets where they were: whatever the
+    network knows of larger shapes is in ``conv2`` and ``conv3``, so that it costs accuracy to delete them.
     """
 
-    def __init__(self, image_shape: ImageShape, num_classes: int, channels: tuple[int, int, int] = (8, 64, 128)) -> None:
+    def __init__(
+        self, image_shape: ImageShape, num_classes: int, channels: tuple[int, int, int] = (8, 64, 128)
+    ) -> None:
         super().__init__()
         first, second, third = channels
         self.conv1 = nn.Conv2d(image_shape[0], first, 3, padding=1, bias=False)
@@ -114,8 +116,9 @@ def model_builder(spec: str, image_shape: ImageShape | None, num_classes: int | 
     """Return a function that builds a fresh model.
 
     Args:
-        spec: a reference model's name, or ``path/to/file.py:function``. The function may take ``image_shape``, ``in_channels`` and
-            ``num_classes`` by name; they are passed if it does. The file is run, so it must be one that you trust.
+        spec: a reference model's name, or ``path/to/file.py:function``. The function may take ``image_shape``,
+            ``in_channels`` and ``num_classes`` by name; they are passed if it does. The file is run, so it must be
+            one that you trust.
         image_shape: channels, height, width of the data, if known.
         num_classes: classes of the data, if known.
 
@@ -125,7 +128,8 @@ def model_builder(spec: str, image_shape: ImageShape | None, num_classes: int | 
     if ":" not in spec and not spec.endswith(".py"):
         if spec not in MODELS:
             raise ModelError(
-                f"there is no model {spec!r}; choose one of {', '.join(MODELS)}, or give path/to/file.py:function.{nearest(spec, MODELS)}"
+                f"there is no model {spec!r}; choose one of {', '.join(MODELS)}, or give path/to/file.py:function."
+                f"{nearest(spec, MODELS)}"
             )
         function: Callable[..., nn.Module] = MODELS[spec]
         shape, classes = image_shape or (1, 28, 28), num_classes or 10
@@ -146,7 +150,10 @@ def model_builder(spec: str, image_shape: ImageShape | None, num_classes: int | 
         and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     ]
     if missing:
-        raise ModelError(f"{spec}: the function needs {', '.join(missing)}; it can be given {', '.join(facts)}, all else needs a default.")
+        raise ModelError(
+            f"{spec}: the function needs {', '.join(missing)}; it can be given {', '.join(facts)}, "
+            "all else needs a default."
+        )
 
     def build() -> nn.Module:
         model = function(**passed)
@@ -174,6 +181,9 @@ def _from_file(spec: str) -> Callable[..., nn.Module]:
     if not name:
         name = "build" if "build" in functions else ""
     if not callable(getattr(module, name, None)):
-        raise ModelError(f"{file!r} has no function {name or 'build'!r}; it has {', '.join(functions) or 'none'}.{nearest(name, functions)}")
+        raise ModelError(
+            f"{file!r} has no function {name or 'build'!r}; it has {', '.join(functions) or 'none'}."
+            f"{nearest(name, functions)}"
+        )
     function: Callable[..., nn.Module] = getattr(module, name)
     return function

@@ -13,7 +13,7 @@ from adntn.execution.plan import Way, choose
 from adntn.generator import Generator
 from adntn.topology import GeneratorConfig
 
-__all__ = ["GeneratedLayer"]
+__all__ = ["GeneratedLayer", "dense_weight"]
 
 # What nn.Module keeps for itself; everything else in a layer's __dict__ describes the layer: sizes, stride, padding ...
 _MODULE_STATE = frozenset(vars(nn.Module()))
@@ -24,6 +24,13 @@ def _copy_description(source: nn.Module, target: nn.Module, leave: tuple[str, ..
     for name, value in vars(source).items():
         if (name not in _MODULE_STATE or "hooks" in name) and name not in leave:
             object.__setattr__(target, name, value)
+
+
+def dense_weight(dense: nn.Module) -> nn.Parameter:
+    """Return the weight of a torch layer that has one."""
+    weight = dense._parameters["weight"]
+    assert weight is not None
+    return weight
 
 
 class GeneratedLayer(nn.Module):
@@ -55,7 +62,7 @@ class GeneratedLayer(nn.Module):
             generator: an existing one to use instead, as for tied weights.
             execution: how to run, see :attr:`execution`.
         """
-        weight = dense.weight
+        weight = dense_weight(dense)
         if generator is None:
             generator = Generator(tuple(weight.shape), config, device=weight.device, dtype=weight.dtype)
         layer = cls.__new__(cls)
@@ -66,7 +73,7 @@ class GeneratedLayer(nn.Module):
         """Take over everything of a dense layer but its weight. Runs instead of the torch layer's ``__init__``."""
         nn.Module.__init__(self)
         _copy_description(dense, self)
-        self.register_parameter("bias", dense.bias)
+        self.register_parameter("bias", dense._parameters["bias"])
         self.generator = generator
         self.execution = execution
         self.train(dense.training)
@@ -78,13 +85,16 @@ class GeneratedLayer(nn.Module):
         _copy_description(self, dense, leave=("_execution", "_way"))
         dense.weight = nn.Parameter(self.weight.detach().clone())
         bias = self.bias
-        dense.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
+        if bias is not None:
+            bias = nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
+        dense.register_parameter("bias", bias)
         return dense.train(self.training)
 
     @property
     def weight(self) -> Tensor:
         """The generated weight, made anew at each access; read-only."""
-        return keep(self.generator, "weight", self.generator)
+        weight: Tensor = keep(self.generator, "weight", self.generator)
+        return weight
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "weight":

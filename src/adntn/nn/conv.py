@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +17,11 @@ from adntn.topology import GeneratorConfig
 __all__ = ["Conv2d"]
 
 
-class Conv2d(GeneratedLayer, nn.Conv2d):
+class Conv2d(GeneratedLayer, nn.Conv2d):  # type: ignore[override, misc]  # the weight is read-only, on purpose
     """``torch.nn.Conv2d`` with a generated weight (paper, Section 2.2).
 
-    The arguments are torch's, then ``config`` and ``execution`` as for :class:`adntn.nn.Linear`. With ``groups`` > 1 the weight has
-    ``in_channels / groups`` columns and the layer runs dense.
+    The arguments are torch's, then ``config`` and ``execution`` as for :class:`adntn.nn.Linear`. With ``groups`` > 1
+    the weight has ``in_channels / groups`` columns and the layer runs dense.
 
     Raises:
         ConfigError: ``execution="factored"`` with an order that has no split, or with convolution groups.
@@ -39,7 +40,7 @@ class Conv2d(GeneratedLayer, nn.Conv2d):
         dilation: int | tuple[int, int] = 1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: str = "zeros",
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
         config: GeneratorConfig | None = None,
         *,
         execution: str = "auto",
@@ -57,9 +58,10 @@ class Conv2d(GeneratedLayer, nn.Conv2d):
             bound = math.prod(generator.shape[1:]) ** -0.5
             nn.init.uniform_(self.bias, -bound, bound)
 
-    def forward(self, input: Tensor) -> Tensor:  # shape: (batch, in, H, W) or (in, H, W) -> (batch, out, H', W') or (out, H', W')
+    def forward(self, input: Tensor) -> Tensor:  # shape: (*batch, in, H, W) -> (*batch, out, H', W'), batch optional
         if self._way.name == "dense":
-            return self._conv_forward(input, self.weight, self.bias)
+            convolved: Tensor = self._conv_forward(input, self.weight, self.bias)
+            return convolved
         padding: tuple[int, ...] | str = self.padding
         if self.padding_mode != "zeros":
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)

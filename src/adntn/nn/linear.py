@@ -14,7 +14,7 @@ from adntn.topology import GeneratorConfig
 __all__ = ["Linear"]
 
 
-class Linear(GeneratedLayer, nn.Linear):
+class Linear(GeneratedLayer, nn.Linear):  # type: ignore[override, misc]  # the weight is read-only, on purpose
     """``torch.nn.Linear`` with a generated weight (paper, Section 2.1).
 
     Args:

@@ -98,7 +98,12 @@ class Fitted:
 
 
 class _Classifier(pl.LightningModule):
-    def __init__(self, model: nn.Module, recipe: Recipe, num_classes: int, mean: Tensor, std: Tensor, steps: int) -> None:
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, model: nn.Module, recipe: Recipe, num_classes: int, mean: Tensor, std: Tensor, steps: int
+    ) -> None:
         super().__init__()
         self.model, self.recipe, self.steps = model, recipe, steps
         self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
@@ -121,8 +126,7 @@ class _Classifier(pl.LightningModule):
         images, labels = batch
         if self.recipe.augment:
             images = augment(images)
-        loss = F.cross_entropy(self._logits(images), labels, label_smoothing=self.recipe.label_smoothing)
-        return loss
+        return F.cross_entropy(self._logits(images), labels, label_smoothing=self.recipe.label_smoothing)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         now = time.perf_counter()
@@ -131,17 +135,18 @@ class _Classifier(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         self._losses: list[Tensor] = []
+        self._seen = 0
 
     def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
         images, labels = batch
         logits = self._logits(images)
         self.test_accuracy.update(logits, labels)
+        self._seen += len(labels)
         self._losses.append(F.cross_entropy(logits, labels, reduction="sum"))
 
     def on_validation_epoch_end(self) -> None:
-        seen = int(self.test_accuracy.tp.sum() + self.test_accuracy.fn.sum())
         self.curve.append(float(self.test_accuracy.compute()))
-        self.loss = float(torch.stack(self._losses).sum()) / max(seen, 1)
+        self.loss = float(torch.stack(self._losses).sum()) / max(self._seen, 1)
         self.test_accuracy.reset()
 
     def configure_optimizers(self) -> Any:
@@ -159,9 +164,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     trained = [p for p in model.parameters() if p.requires_grad]
     decayed = [p for p in trained if p.ndim >= 2 and id(p) not in generated]
     rest = [p for p in trained if p.ndim < 2 or id(p) in generated]
-    return [
-        group for group in ({"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}) if group["params"]
-    ]  # fmt: skip
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
 
 
 def augment(images: Tensor) -> Tensor:  # shape: (batch, C, H, W) -> the same
@@ -169,11 +173,12 @@ def augment(images: Tensor) -> Tensor:  # shape: (batch, C, H, W) -> the same
     height, width = images.shape[-2:]
     reach = max(1, height // 8)
     padded = F.pad(images, (reach,) * 4)
-    rows = torch.randint(0, 2 * reach + 1, (len(images), 1), device=images.device) + torch.arange(height, device=images.device)
-    columns = torch.randint(0, 2 * reach + 1, (len(images), 1), device=images.device) + torch.arange(width, device=images.device)
-    flip = torch.rand(len(images), 1, device=images.device) < 0.5
+    count, device = len(images), images.device
+    rows = torch.randint(0, 2 * reach + 1, (count, 1), device=device) + torch.arange(height, device=device)
+    columns = torch.randint(0, 2 * reach + 1, (count, 1), device=device) + torch.arange(width, device=device)
+    flip = torch.rand(count, 1, device=device) < 0.5
     columns = torch.where(flip, columns.flip(1), columns)
-    batch = torch.arange(len(images), device=images.device)[:, None, None]
+    batch = torch.arange(count, device=device)[:, None, None]
     return padded[batch, :, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
 
 

@@ -6,25 +6,23 @@ a Kronecker product of some cores, with every gate that can already act merged i
 on neighbouring wires. So the state is never an array of more than a handful of dimensions, whatever Q is, and a gate
 never costs a pass of its own over a large state.
 
-Plans are plain Python, made once for a blueprint; :func:`apply` runs one on tensors. The same walk, restricted to the
-cores above one axis of the weight, gives the exact split W = A C B^T of the readout (see :class:`Split`).
+Plans are plain Python, made once for a blueprint; :mod:`adntn.contraction.run` runs one on tensors. The same walk,
+restricted to the cores above one axis of the weight, gives the exact split W = A C B^T of the readout
+(see :class:`Split`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Literal
 
-import torch
-from torch import Tensor
-
 from adntn.tensorize import IN, KERNEL, OUT, Tensorization
-from adntn.topology import Blueprint, Level
+from adntn.topology import Level
 
-__all__ = ["Contraction", "Plan", "Segment", "Split", "apply", "plan_level", "plan_readout", "plan_split"]
+__all__ = ["Axes", "Plan", "Segment", "Split", "Stage", "plan_level", "plan_readout", "plan_split"]
 
 # Bounds on one segment's matrix. Larger ones cost arithmetic (a product with a merged matrix of b inputs costs b
 # multiply-adds an output), smaller ones cost calls. 256 outputs of 16 inputs are four readout cores of radix 2.
@@ -32,7 +30,6 @@ _MAX_OUTPUTS = 256
 _MAX_ENTRIES = 1 << 13
 
 Axes = tuple[int, ...]
-Cores = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -141,7 +138,8 @@ class _Circuit:
         self.num_axes = num_axes
 
     def plan(self, inputs: Sequence[_Input]) -> Plan:
-        queue, held, segments = list(inputs), [], []
+        queue, held = list(inputs), list[int]()
+        segments: list[Segment] = []
         while queue:
             taken = self._take(queue, held)
             segment, held = self._segment(taken, held)
@@ -230,14 +228,9 @@ def _gates(level: Level) -> dict[int, list[tuple[int, int]]]:
 
 
 def _parents(level: Level) -> list[_Input]:
-    inputs: list[_Input] = []
-    for parent in range(level.parents):
-        if parent < level.expansions:
-            children, core = (2 * parent, 2 * parent + 1), (f"expand.{level.number}", parent)
-        else:
-            children, core = (level.expansions + parent,), (f"carry.{level.number}", parent - level.expansions)
-        inputs.append(_Input(children, core, level.size_in))
-    return inputs
+    expand, carry, first = f"expand.{level.number}", f"carry.{level.number}", 2 * level.expansions
+    doubled = [_Input((2 * k, 2 * k + 1), (expand, k), level.size_in) for k in range(level.expansions)]
+    return doubled + [_Input((first + k,), (carry, k), level.size_in) for k in range(level.carries)]
 
 
 @lru_cache(maxsize=1024)
@@ -333,225 +326,12 @@ def plan_split(level: Level, tensorization: Tensorization) -> Split | None:
     if axes != sorted(axes) and (outer.size_in >= outer.size_out[0] or inner.size_in >= inner.size_out[0]):
         return None
     centre = _Circuit(level, wires, num_axes=len(tensorization.axes)).plan(inputs)
-    if len(tensorization.axes) > KERNEL:
-        cuts = (outer.size_in, inner.size_in)
-        centre = replace(centre, crop=(*cuts, _crop(tensorization)[KERNEL]))
     crop = _crop(tensorization)
+    if len(tensorization.axes) > KERNEL:
+        centre = replace(centre, crop=(outer.size_in, inner.size_in, crop[KERNEL]))
     return Split(replace(outer, crop=crop[:1]), replace(inner, crop=crop[1:2]), centre)
 
 
 def _side(level: Level, gates: dict[int, list[tuple[int, int]]], inputs: list[_Input]) -> Plan:
     wires = {p: _Wire(level.size_out, 0, list(gates[p])) for i in inputs for p in i.wires}
     return _Circuit(level, wires, num_axes=1).plan(inputs)
-
-
-# --- running a plan -----------------------------------------------------------------------------------------------
-
-
-def apply(plan: Plan, cores: Cores, state: Tensor) -> Tensor:
-    """Run a plan on a batch of states.
-
-    Args:
-        plan: from :func:`plan_level`, :func:`plan_readout` or :func:`plan_split`.
-        cores: the level's stacks by parameter name, each of shape ``(groups, cores, size_in, size_out)``; a gate's
-            rows are the new pair of indices, its columns the old.
-        state: shape ``(groups, batch, plan.size_in)``.
-
-    Returns:
-        Shape ``(groups, batch, *axes)``, each axis cropped as the plan says.
-    """
-    groups, batch = state.shape[:2]
-    done: Axes = (1,) * len(plan.size_out)
-    left = batch * plan.size_in
-    for number, segment in enumerate(plan.segments, start=1):
-        left //= segment.size_in
-        wanted = segment.released
-        if plan.crop is not None and number == len(plan.segments):
-            # Indices of the leading digits that lie wholly in the padding are never made.
-            wanted = tuple(min(new, -(-crop // old)) for new, crop, old in zip(wanted, plan.crop, done, strict=True))
-        matrix = _matrix(segment, cores, wanted, state)
-        right = math.prod(done)
-        if matrix is not None:
-            if right == 1:
-                state = state.reshape(groups, left, segment.size_in) @ matrix
-            else:
-                state = matrix.mT.unsqueeze(1) @ state.reshape(groups, left, segment.size_in, right)
-        left *= segment.held
-        state, done = _gather_axes(state, (groups, left), wanted, done)
-    # Held wires are counted in ``left`` until they are released, so that only the batch is left here.
-    state = state.reshape(groups, batch, *done)
-    if plan.crop is not None:
-        for axis, size in enumerate(plan.crop):
-            state = state.narrow(2 + axis, 0, size) if done[axis] != size else state
-    return state
-
-
-def _gather_axes(state: Tensor, lead: tuple[int, int], new: Axes, old: Axes) -> tuple[Tensor, Axes]:
-    """Bring a segment's finished outputs, ``(*new, *old)``, to one index an axis."""
-    done = tuple(n * o for n, o in zip(new, old, strict=True))
-    sizes = [(n, o) for n, o in zip(new, old, strict=True) if n * o > 1]
-    order = [(part, axis) for part in (0, 1) for axis in range(len(sizes)) if sizes[axis][part] > 1]
-    target = sorted(order, key=lambda item: (item[1], item[0]))
-    if order == target:
-        return state, done
-    shaped = state.reshape(*lead, *(sizes[axis][part] for part, axis in order))
-    moved = shaped.permute(0, 1, *(2 + order.index(item) for item in target))
-    return moved.reshape(*lead, math.prod(done)), done
-
-
-def _matrix(segment: Segment, cores: Cores, wanted: Axes, like: Tensor) -> Tensor | None:
-    """Return a segment's matrix, shape ``(groups, size_in, held * wanted)``; None for the identity."""
-    matrix: Tensor | None = None
-    for stage in segment.stages:
-        product = _kron_pieces(stage, cores, like)
-        matrix = product if matrix is None else matrix @ product
-    size_out = segment.held * math.prod(segment.released)
-    if matrix is None:
-        if segment.columns is None and wanted == segment.released:
-            return None
-        matrix = torch.eye(size_out, dtype=like.dtype, device=like.device).expand(like.shape[0], -1, -1)
-    if segment.columns is not None:
-        matrix = matrix.index_select(2, _index(segment.columns, like.device))
-    if wanted != segment.released:
-        shaped = matrix.reshape(*matrix.shape[:2], segment.held, *segment.released)
-        for axis, size in enumerate(wanted):
-            shaped = shaped.narrow(3 + axis, 0, size)
-        matrix = shaped.reshape(*matrix.shape[:2], -1)
-    return matrix
-
-
-def _kron_pieces(stage: Stage, cores: Cores, like: Tensor) -> Tensor:
-    factors: list[Tensor] = []
-    for piece in stage:
-        if piece.kind == "pass":
-            factors.append(torch.eye(piece.size, dtype=like.dtype, device=like.device).unsqueeze(0))
-        else:
-            stack = cores[piece.name][:, piece.start : piece.start + piece.count]
-            factors.append(_kron_stack(stack.mT if piece.kind == "mix" else stack))
-    product = factors[0]
-    for factor in factors[1:]:
-        product = _kron(product, factor)
-    return product
-
-
-def _kron_stack(stack: Tensor) -> Tensor:  # shape: (groups, n, a, b) -> (groups, a**n, b**n)
-    """Return the Kronecker product of a stack, by batched pairs."""
-    rest: Tensor | None = None
-    while stack.shape[1] > 1:
-        if stack.shape[1] % 2:
-            last = stack[:, -1]
-            rest = last if rest is None else _kron(last, rest)
-            stack = stack[:, :-1]
-        stack = _kron(stack[:, 0::2], stack[:, 1::2])
-    whole = stack[:, 0]
-    return whole if rest is None else _kron(whole, rest)
-
-
-def _kron(x: Tensor, y: Tensor) -> Tensor:  # shapes: (*batch, a, b), (*batch, c, d) -> (*batch, a*c, b*d)
-    product = x[..., :, None, :, None] * y[..., None, :, None, :]
-    return product.reshape(*product.shape[:-4], x.shape[-2] * y.shape[-2], x.shape[-1] * y.shape[-1])
-
-
-_INDICES: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}
-
-
-def _index(values: tuple[int, ...], device: torch.device) -> Tensor:
-    """Return an index tensor; kept between calls, but for a trace, where it becomes a constant of the graph."""
-    if torch.compiler.is_compiling() or torch.compiler.is_exporting():
-        return torch.tensor(values, device=device)
-    key = (values, device)
-    if key not in _INDICES:
-        _INDICES[key] = torch.tensor(values, device=device)
-    return _INDICES[key]
-
-
-def in_digit_order(state: Tensor, tensorization: Tensorization, axes: Sequence[int], first_dim: int) -> Tensor:
-    """Put indices right where an explicit order has an axis' digits out of order; crop those axes.
-
-    Args:
-        state: its dimensions from ``first_dim`` on are the given axes, in tree order.
-    """
-    for dim, axis in enumerate(axes, start=first_dim):
-        permutation = tensorization.digit_permutation(axis)
-        if permutation is not None:
-            state = state.index_select(dim, _index(permutation[: tensorization.axes[axis]], state.device))
-    return state
-
-
-# --- a whole generator ----------------------------------------------------------------------------------------------
-
-
-class Contraction:
-    """All plans of one blueprint, and the arithmetic from parameters to hidden state, factors or weight.
-
-    Parameters are passed as a mapping by name, with the shapes of :attr:`Blueprint.parameter_shapes`.
-    """
-
-    def __init__(self, blueprint: Blueprint) -> None:
-        self.blueprint = blueprint
-        *hidden, last = blueprint.levels
-        self.hidden_plans = tuple(plan_level(level) for level in hidden)
-        self.readout_plan = plan_readout(last, blueprint.tensorization)
-        self.split = plan_split(last, blueprint.tensorization)
-
-    def _cores(self, parameters: Cores, level: Level) -> Cores:
-        groups = self.blueprint.config.groups
-        return {
-            name: parameters[name].unflatten(0, (groups, -1)) for name in level.core_shapes(groups) if name in parameters
-        }
-
-    def pre_activation(self, parameters: Cores, number: int, state: Tensor) -> Tensor:
-        """Return Z of hidden level ``number`` (Eqs. 49, 59-60), shape ``(groups, entries)``, from the state before."""
-        level = self.blueprint.levels[number - 1]
-        return apply(self.hidden_plans[number - 1], self._cores(parameters, level), state.unsqueeze(1)).squeeze(1)
-
-    def hidden(self, parameters: Cores, activate: Callable[[int, Tensor], Tensor]) -> Tensor:
-        """Return the state before the readout, shape ``(groups, bond_dim**H)``.
-
-        Args:
-            parameters: by name.
-            activate: from a level's number and its pre-activation to its state (Eqs. 50, 62).
-        """
-        state = parameters["root"]
-        for number in range(1, len(self.hidden_plans) + 1):
-            state = activate(number, self.pre_activation(parameters, number, state))
-        return state
-
-    def weight(self, parameters: Cores, hidden: Tensor) -> Tensor:
-        """Return the weight, shape ``(out, in, *kernel)``, of a hidden state (Eqs. 49, 54-56)."""
-        tensorization = self.blueprint.tensorization
-        cores = self._cores(parameters, self.blueprint.levels[-1])
-        weight = apply(self.readout_plan, cores, hidden.unsqueeze(1)).squeeze(1)
-        weight = in_digit_order(weight, tensorization, range(len(tensorization.axes)), first_dim=1)
-        return weight.reshape(self.blueprint.shape)
-
-    def factors(self, parameters: Cores, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Return A, C, B with W = A C B^T in every group, exactly; None where the order has no split.
-
-        Returns:
-            A of shape ``(groups, out / groups, r)``, C of shape ``(groups, r, r', *kernel)``, B of shape ``(groups, in, r')``.
-        """
-        if self.split is None:
-            return None
-        tensorization = self.blueprint.tensorization
-        cores = self._cores(parameters, self.blueprint.levels[-1])
-        sides = []
-        for axis, plan in ((OUT, self.split.outer), (IN, self.split.inner)):
-            identity = torch.eye(plan.size_in, dtype=hidden.dtype, device=hidden.device)
-            rows = apply(plan, cores, identity.expand(hidden.shape[0], -1, -1))
-            sides.append(in_digit_order(rows, tensorization, [axis], first_dim=2).mT)
-        centre = apply(self.split.centre, cores, hidden.unsqueeze(1)).squeeze(1)
-        if len(tensorization.axes) > KERNEL:
-            centre = in_digit_order(centre, tensorization, [KERNEL], first_dim=3)
-        return sides[0], centre.reshape(*centre.shape[:3], *self.blueprint.shape[2:]), sides[1]
-
-    def rank_bound(self) -> int:
-        """Return the greatest rank of the weight as the matrix (out, in * kernel); see :meth:`Generator.rank_bound`."""
-        out, *others = self.blueprint.shape
-        columns = math.prod(others)
-        if self.split is None:
-            return min(out, columns)
-        groups = self.blueprint.config.groups
-        outer, inner = self.split.ranks
-        kernel = math.prod(others[1:])
-        return min(out, columns, groups * min(outer, out // groups), groups * inner * kernel)

@@ -1,0 +1,8 @@
+"""The contraction of a generator's levels: plans (:mod:`.plan`, no tensors) and how they run (:mod:`.run`)."""
+
+from __future__ import annotations
+
+from adntn.contraction.plan import Plan, Segment, Split, plan_level, plan_readout, plan_split
+from adntn.contraction.run import Contraction, apply
+
+__all__ = ["Contraction", "Plan", "Segment", "Split", "apply", "plan_level", "plan_readout", "plan_split"]

@@ -1,0 +1,234 @@
+"""The main job: a dense network, the same network with generated layers, and the controls, under one recipe.
+
+A job writes a run folder as it goes. What is finished is in it, whole; :func:`run_job` on the same folder does the
+rest.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils import benchmark
+
+from adntn.checkpoint import load, save
+from adntn.compress import cached, compress_, select
+from adntn.experiments.controls import delete_, freeze_weights_
+from adntn.experiments.data import ImageData, load_data, normalize
+from adntn.experiments.models import DEFAULT_TARGETS, model_builder
+from adntn.experiments.runs import Job, Row, RunFolder, Timing, model_file
+from adntn.initialize import stable_rank
+from adntn.training.classify import fit
+
+__all__ = ["Outcome", "Progress", "run_job"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Told while a job runs: which network, how far, how well.
+
+    Attributes:
+        variant: being trained, or ``"timing"``.
+        seed: being trained.
+        epoch: epochs done.
+        accuracy: on the test images, or None before the first epoch.
+        done: networks finished, those of an earlier run included.
+        total: networks in all.
+    """
+
+    variant: str
+    seed: int
+    epoch: int
+    accuracy: float | None
+    done: int
+    total: int
+
+
+Tell = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished job came to.
+
+    Attributes:
+        rows: one a network, variants in the job's order.
+        timings: forward times, one a variant.
+        weights: of the first seed's dense and generated networks, the first layers' names and trained weights.
+    """
+
+    rows: tuple[Row, ...]
+    timings: tuple[Timing, ...]
+    weights: Mapping[str, Sequence[tuple[str, Tensor]]]
+
+
+def run_job(job: Job, folder: Path, *, download: bool = False, tell: Tell = lambda progress: None) -> Outcome:
+    """Run what is not finished of a job, and write everything into its folder.
+
+    The folder gets ``config.json``, ``environment.json``, ``metrics.json``, ``metrics.csv`` and
+    ``models/*.safetensors``. Tables and plots are made from the outcome by :mod:`adntn.report`.
+
+    Args:
+        job: what to run.
+        folder: new, empty, or of the same job.
+        download: whether the data may be fetched over the network.
+        tell: called with the progress.
+
+    Raises:
+        RunFolderError: the folder holds something else, or another job.
+        DataError: the data cannot be read.
+        ModelError: the model cannot be built.
+        CompressionError: a target does not fit the model.
+    """
+    if job.threads is not None:
+        torch.set_num_threads(job.threads)
+    data = load_data(job.data, download=download).limit(job.train_limit, job.test_limit)
+    build = model_builder(job.model, data.image_shape, data.num_classes)
+    names = chosen_layers(job, build())
+    run = RunFolder(folder)
+    run.claim(job, data)
+    rows = run.rows()
+    finished = {(row.variant, row.seed) for row in rows}
+    total = len(job.variants) * len(job.seeds)
+    for variant in job.variants:
+        for seed in job.seeds:
+            if (variant, seed) in finished:
+                continue
+
+            def told(epoch: int, accuracy: float | None, variant: str = variant, seed: int = seed) -> None:
+                tell(Progress(variant, seed, epoch, accuracy, len(rows), total))
+
+            told(0, None)
+            rows.append(_train(job, data, build, names, variant, seed, folder, told))
+            run.write_metrics(rows, [])
+    rows.sort(key=lambda row: (job.variants.index(row.variant), row.seed))
+    tell(Progress("timing", job.seeds[0], 0, None, total, total))
+    trained = {v: _load_trained(build, names, v, folder / model_file(v, job.seeds[0])) for v in job.variants}
+    timings = _time(trained, normalize(data.test.images[:128], data))
+    run.write_metrics(rows, timings)
+    shown = ("dense", *job.topologies)
+    weights = {v: [(name, _weight(trained[v], name).detach()) for name in names[:4]] for v in shown}
+    return Outcome(tuple(rows), tuple(timings), weights)
+
+
+def chosen_layers(job: Job, model: nn.Module) -> list[str]:
+    """Return the names of the layers that a job generates."""
+    targets: Sequence[str] = job.targets or DEFAULT_TARGETS.get(job.model, ("re:.*",))
+    return select(model, targets)
+
+
+def variant_model(job: Job, build: Callable[[], nn.Module], names: Sequence[str], variant: str, seed: int) -> nn.Module:
+    """Build an untrained network. What is not replaced starts equal in all variants of one seed."""
+    torch.manual_seed(seed)
+    model = build()
+    if variant == "deleted":
+        delete_(model, names)
+    elif variant == "frozen-dense":
+        freeze_weights_(model, names)
+    elif variant != "dense":
+        topology = job.topologies[0] if variant == "frozen-tree" else variant
+        boundary = job.config.boundary_layers if topology == "attn" else 1
+        compress_(model, job.config.replace(topology=topology, boundary_layers=boundary), names)
+        if variant == "frozen-tree":
+            freeze_weights_(model, names)
+    return model
+
+
+def _train(
+    job: Job,
+    data: ImageData,
+    build: Callable[[], nn.Module],
+    names: Sequence[str],
+    variant: str,
+    seed: int,
+    folder: Path,
+    told: Callable[[int, float | None], None],
+) -> Row:
+    model = variant_model(job, build, names, variant, seed)
+    start = _mean_stable_rank(model, names, variant)
+    fitted = fit(
+        model,
+        job.recipe,
+        train=(data.train.images, data.train.labels),
+        test=(data.test.images, data.test.labels),
+        mean=torch.tensor(data.mean),
+        std=torch.tensor(data.std),
+        num_classes=data.num_classes,
+        seed=seed,
+        device=job.device,
+        tell=told,
+    )
+    file = model_file(variant, seed)
+    (folder / "models").mkdir(exist_ok=True)
+    save(model, folder / file)
+    stored, trained = _layer_parameters(model, names, variant)
+    return Row(
+        variant=variant,
+        seed=seed,
+        accuracy=fitted.accuracy,
+        loss=fitted.loss,
+        curve=fitted.curve,
+        layer_stored=stored,
+        layer_trained=trained,
+        model_stored=sum(p.numel() for p in model.parameters()),
+        model_trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        file_bytes=(folder / file).stat().st_size,
+        stable_rank_start=start,
+        stable_rank_end=_mean_stable_rank(model, names, variant),
+        train_seconds=fitted.seconds,
+        steps=fitted.steps,
+        file=file.as_posix(),
+    )
+
+
+def _layer_parameters(model: nn.Module, names: Sequence[str], variant: str) -> tuple[int, int]:
+    """Return how many numbers the chosen layers' weights store, and how many of those are trained."""
+    parts = [p for name in names for part, p in model.get_submodule(name).named_parameters() if part != "bias"]
+    return sum(p.numel() for p in parts), sum(p.numel() for p in parts if p.requires_grad)
+
+
+def _weight(model: nn.Module, name: str) -> Tensor:
+    weight = model.get_submodule(name).weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def _mean_stable_rank(model: nn.Module, names: Sequence[str], variant: str) -> float | None:
+    if variant == "deleted":
+        return None
+    return statistics.mean(stable_rank(_weight(model, name)) for name in names)
+
+
+def _load_trained(build: Callable[[], nn.Module], names: Sequence[str], variant: str, file: Path) -> nn.Module:
+    model = build()
+    if variant == "deleted":
+        delete_(model, names)
+    return load(model, file).eval()
+
+
+def _time(models: Mapping[str, nn.Module], images: Tensor, rounds: int = 7) -> list[Timing]:
+    """Time one batch's forward pass of each network, in turns with the dense one."""
+    seconds: dict[str, list[float]] = {variant: [] for variant in models}
+    for turn in range(rounds + 1):
+        for variant, model in models.items():
+            timer = benchmark.Timer(
+                "model(images)", globals={"model": model, "images": images}, num_threads=torch.get_num_threads()
+            )
+            with cached(model):
+                taken = timer.blocked_autorange(min_run_time=0.02).median
+            if turn:  # the first round warms up
+                seconds[variant].append(taken)
+    return [
+        Timing(
+            variant=variant,
+            milliseconds=1e3 * statistics.median(values),
+            dense_ratio=statistics.median(a / b for a, b in zip(values, seconds["dense"], strict=True)),
+            batch=len(images),
+            rounds=rounds,
+        )
+        for variant, values in seconds.items()
+    ]

@@ -1,0 +1,93 @@
+"""The products through factors, against the whole weight."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from adntn import GeneratorConfig
+from adntn.execution import factored
+from adntn.nn import Conv2d, Linear
+
+GROUPS = [1, 2, 3]
+
+
+def make_factors(groups: int, *kernel: int, out: int = 12, inner: int = 7) -> factored.Factors:
+    # r and r' differ, so that a mix-up shows.
+    shapes = ((groups, out // groups, 4), (groups, 4, 3, *kernel), (groups, inner, 3))
+    a, c, b = (torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes)
+    return a, c, b
+
+
+def whole(factors: factored.Factors) -> Tensor:
+    a, c, b = factors
+    return torch.einsum("gor,grs...,gis->goi...", a, c, b).flatten(0, 1)
+
+
+def assert_equal(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("batch", [(5,), (), (2, 3), (0,), (2, 0, 3)], ids=str)
+@pytest.mark.parametrize("groups", GROUPS)
+def test_linear(groups: int, batch: tuple[int, ...], bias: bool) -> None:
+    factors, x = make_factors(groups), torch.randn(*batch, 7, dtype=torch.float64)
+    b = torch.randn(12, dtype=torch.float64) if bias else None
+    assert_equal(factored.linear(x, factors, b), F.linear(x, whole(factors), b))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    "stride, padding, dilation",
+    [((1, 1), (0, 0), (1, 1)), ((2, 1), (1, 2), (1, 2)), ((1, 1), "same", (2, 1)), ((1, 1), "valid", (1, 1))],
+    ids=str,
+)
+@pytest.mark.parametrize("groups", GROUPS)
+def test_conv2d(groups: int, stride: Any, padding: Any, dilation: Any, bias: bool) -> None:
+    factors = make_factors(groups, 3, 1)
+    b = torch.randn(12, dtype=torch.float64) if bias else None
+    for batch in ((2,), (), (0,)):
+        x = torch.randn(*batch, 7, 8, 6, dtype=torch.float64)
+        expected = F.conv2d(x, whole(factors), b, stride, padding, dilation)
+        assert_equal(factored.conv2d(x, factors, b, stride, padding, dilation), expected)
+
+
+@pytest.mark.parametrize("groups", GROUPS)
+def test_gradients_reach_every_factor(groups: int) -> None:
+    factors, x = make_factors(groups), torch.randn(5, 7, dtype=torch.float64)
+    probe = torch.randn(5, 12, dtype=torch.float64)
+    ours = torch.autograd.grad((factored.linear(x, factors, None) * probe).sum(), factors)
+    theirs = torch.autograd.grad((F.linear(x, whole(factors)) * probe).sum(), factors)
+    for a, b in zip(ours, theirs, strict=True):
+        assert_equal(a, b)
+
+
+class Shapes(TorchDispatchMode):
+    """Records the size of the largest array that an operation makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.largest = max([self.largest, *(t.numel() for t in tree_leaves(result) if isinstance(t, Tensor))])
+        return result
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_the_weight_is_never_made(groups: int) -> None:
+    config = GeneratorConfig(groups=groups, order="blocked")
+    linear = Linear(1024, 1024, config=config, execution="factored", device="meta")
+    conv = Conv2d(256, 256, 3, padding=1, config=config, execution="factored", device="meta")
+    for layer, x in ((linear, torch.empty(4, 1024)), (conv, torch.empty(2, 256, 4, 4))):
+        with Shapes() as seen:
+            layer(x.to("meta").requires_grad_()).sum().backward()
+        assert 0 < seen.largest <= layer.generator.blueprint.size // 8

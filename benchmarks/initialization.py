@@ -86,7 +86,7 @@ def run(data: ImageData, recipe: Recipe, seed: int, order: str, start: str) -> d
     layers = [m for m in model.modules() if isinstance(m, GeneratedLayer)]
     if "root of 0.05" in start:
         for layer in layers:
-            shrink_root(layer.generator, 0.05)
+            shrink_root(layer, 0.05)
     ranks = [stable_rank(layer.weight) for layer in layers]
     started = time.perf_counter()
     fitted = fit(
@@ -114,11 +114,11 @@ def run(data: ImageData, recipe: Recipe, seed: int, order: str, start: str) -> d
 
 
 @torch.no_grad()
-def shrink_root(generator: adntn.Generator, factor: float) -> None:
+def shrink_root(layer: GeneratedLayer, factor: float) -> None:
     """Scale the root down and the first level's cores up, so that the weight stays as it is."""
-    generator.root *= factor
-    parents = generator.blueprint.levels[0].parents
-    for name, core in generator.named_parameters():
+    layer.root *= factor
+    parents = layer.blueprint.levels[0].parents
+    for name, core in layer.generator_parameters():
         if name in ("expand.1", "carry.1"):
             core *= factor ** (-1 / parents)
 

@@ -19,6 +19,8 @@ from adntn.nn import Conv2d, Linear
 
 Options = dict[str, Any]
 
+#: Nothing here leans on a default of the library, which may change with the evidence for it.
+PLAIN: Options = {"topology": "ttn", "order": "blocked", "activation": "elu", "initialization": "paper"}
 ORDERS = ("flat", "blocked", "paired", "block_paired")
 TOPOLOGIES: dict[str, Options] = {
     "ttn": {"topology": "ttn"},
@@ -70,7 +72,7 @@ class Case:
 
     def build(self, dtype: torch.dtype = torch.float64) -> Generator:
         torch.manual_seed(0)
-        return scramble(Generator(self.shape, GeneratorConfig(**self.options), dtype=dtype))
+        return scramble(Generator(self.shape, GeneratorConfig(**{**PLAIN, **self.options}), dtype=dtype))
 
 
 def generator_cases() -> dict[str, Case]:
@@ -101,10 +103,11 @@ def generator_cases() -> dict[str, Case]:
             add(f"{name}/{topology}", sizes, order=permutation, latent_order=3, **mixing)
         add(f"groups, shuffled/{topology}", (10, 3), order=(4, 0, 2, 3, 1), groups=2, latent_order=2, **mixing)
         add(
-            f"groups, prelu, bond 3/{topology}",
+            f"groups, prelu, centred, bond 3/{topology}",
             (9, 5),
             groups=3,
             activation="prelu",
+            norm="center",
             bond_dim=3,
             latent_order=1,
             **mixing,
@@ -165,12 +168,8 @@ class LayerCase:
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
-# Nothing below leans on a default of the library, which may change with the evidence for it.
-_PLAIN = {"topology": "ttn", "order": "blocked", "activation": "elu", "initialization": "paper"}
-
-
 def _linear(in_features: int, out_features: int, *, bias: bool = True, **options: Any) -> Callable[..., nn.Module]:
-    return partial(Linear, in_features, out_features, bias, GeneratorConfig(**{**_PLAIN, **options}))
+    return partial(Linear, in_features, out_features, bias, GeneratorConfig(**{**PLAIN, **options}))
 
 
 def _conv(
@@ -181,7 +180,7 @@ def _conv(
     config: Options | None = None,
     **options: Any,
 ) -> Callable[..., nn.Module]:
-    generator_config = GeneratorConfig(**{**_PLAIN, **(config or {})})
+    generator_config = GeneratorConfig(**{**PLAIN, **(config or {})})
     return partial(Conv2d, channels_in, channels_out, kernel, config=generator_config, **options)
 
 

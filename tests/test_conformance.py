@@ -34,7 +34,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from adntn import Generator, GeneratorConfig, contraction
+from adntn import Generator, GeneratorConfig
+from adntn.contraction import plan, run
 
 CASES = generator_cases()
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -137,11 +138,11 @@ def plan_with_bounds(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int]
     """Let plans be cut into segments of other sizes."""
 
     def clear() -> None:
-        for plan in (contraction.plan_level, contraction.plan_readout, contraction.plan_split):
-            plan.cache_clear()
+        for kept in (plan.plan_level, plan.plan_readout, plan.plan_split):
+            kept.cache_clear()
 
     def bound(outputs: int) -> None:
-        monkeypatch.setattr(contraction, "_MAX_OUTPUTS", outputs)
+        monkeypatch.setattr(plan, "_MAX_OUTPUTS", outputs)
         clear()
 
     yield bound
@@ -171,7 +172,7 @@ def test_cuts_inside_large_hidden_levels_change_nothing(
     # Q = 21: the hidden state has 11 modes, so that its levels too are more than one segment.
     gen = Case((256, 130, 3, 3), {"order": order, **TOPOLOGIES[topology]}).build()
     hidden, weight, factors = gen.hidden(), gen(), gen.factors()
-    assert len(contraction.plan_level(gen.blueprint.levels[-2]).segments) > 1
+    assert len(plan.plan_level(gen.blueprint.levels[-2]).segments) > 1
     plan_with_bounds(4)
     other = with_other_bounds(gen)
     assert relative_error(other.hidden(), hidden) < 1e-12
@@ -241,12 +242,11 @@ def test_jacfwd_agrees_with_jacrev(case: Case) -> None:
     assert_equal(torch.func.jacfwd(function)(*values), torch.func.jacrev(function)(*values))
 
 
-@differentiated
-def test_gradients_through_the_factors_are_those_through_the_weight(case: Case) -> None:
-    gen = case.build()
+@pytest.mark.parametrize("name", ["bridge", "prelu, centred", "groups"])
+def test_gradients_through_the_factors_are_those_through_the_weight(name: str) -> None:
+    gen = DIFFERENTIATED[name].build()
     factors = gen.factors()
-    if factors is None:
-        pytest.skip("no split")
+    assert factors is not None
     a, c, b = factors
     weight = torch.einsum("gor,grs...,gis->goi...", a, c, b).reshape(gen.shape)
     probe = torch.randn_like(weight)
@@ -265,7 +265,7 @@ def test_a_second_call_gives_the_same(case: Case) -> None:
 @pytest.fixture
 def _nothing_kept() -> Iterator[None]:
     """Empty what is kept between calls, before for the test's sake and after for the others'."""
-    kept = getattr(contraction, "_INDICES", {})
+    kept = getattr(run, "_INDICES", {})
     kept.clear()
     yield
     kept.clear()
@@ -317,7 +317,7 @@ class LargestDimension(TorchDispatchMode):
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 @pytest.mark.parametrize("order", [*ORDERS, "shuffled"])
-@pytest.mark.parametrize("shape", [(4096, 4096), (1024, 1024, 4, 4), (3000, 3000)], ids=str)
+@pytest.mark.parametrize("shape", [(4096, 4096), (1000, 1024, 3, 5)], ids=str)
 def test_no_array_has_more_than_seven_dimensions(shape: tuple[int, ...], topology: str, order: str) -> None:
     permutation = tuple(torch.randperm(24).tolist()) if order == "shuffled" else order
     config = GeneratorConfig(order=permutation, **TOPOLOGIES[topology])
@@ -357,7 +357,7 @@ def test_a_layer_takes_the_cheaper_way_by_itself(layer: LayerCase) -> None:
 def test_forward_is_torchs_with_the_generated_weight(layer: LayerCase, way: str) -> None:
     module, x = layer.build(way), layer.make_input()
     assert module.way.name == way
-    assert_equal(module(x), torchs_own(module, x, module.generator()))
+    assert_equal(module(x), torchs_own(module, x, module.generate()))
 
 
 @every_layer_and_way
@@ -441,7 +441,7 @@ def test_a_copy_is_equal_and_independent(layer: LayerCase, duplicate: Callable[[
     assert other.way == module.way
     assert torch.equal(other(x), before)
     with torch.no_grad():
-        other.generator.root.mul_(1.5)
+        other.root.mul_(1.5)
     assert not torch.equal(other(x), before)
     assert torch.equal(module(x), before)
 
@@ -463,7 +463,7 @@ def test_a_state_dict_goes_through_a_file(layer: LayerCase) -> None:
 @every_layer
 def test_a_layers_state_is_its_generators_and_the_bias(layer: LayerCase) -> None:
     module = layer.build()
-    expected = {f"generator.{name}" for name in module.generator.state_dict()}
+    expected = set(Generator(module.blueprint.shape, module.config).state_dict())
     if module.bias is not None:
         expected.add("bias")
     assert set(module.state_dict()) == expected
@@ -479,7 +479,7 @@ def test_a_layer_moves_to_another_dtype(layer: LayerCase, way: str, dtype: torch
     assert {p.dtype for p in module.parameters()} == {dtype}
     # The weight is made in at least float32 from the rounded parameters, and rounded once.
     work = torch.promote_types(dtype, torch.float32)
-    exact = copy.deepcopy(module.generator).to(work)()
+    exact = copy.deepcopy(module).to(work).weight.detach()
     assert torch.equal(module.weight, exact.to(dtype))
     y = module(x)
     assert y.dtype == dtype
@@ -503,10 +503,10 @@ def test_channels_last_changes_nothing(layer: LayerCase, way: str) -> None:
 @every_layer_and_way
 def test_autocast_leaves_the_generator_in_float32(layer: LayerCase, way: str) -> None:
     module, x = layer.build(way, dtype=torch.float32), layer.make_input(torch.float32)
-    weight, factors = module.generator(), module.generator.factors()
+    weight, factors = module.generate(), module.factors()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(module.weight, weight)
-        for inside, outside in zip(module.generator.factors() or (), factors or (), strict=True):
+        for inside, outside in zip(module.factors() or (), factors or (), strict=True):
             assert torch.equal(inside, outside)
         y = module(x)
         assert y.dtype == torch.bfloat16
@@ -536,9 +536,9 @@ def check_compiled(layer: LayerCase, way: str, backend: str) -> None:
     compiled = torch.compile(module, fullgraph=True, backend=backend)
     for batch in (3, 5):
         x = layer.make_input(batch=batch)
-        for run in (eager, compiled):
-            run.zero_grad()
-            run(x).square().sum().backward()
+        for each in (eager, compiled):
+            each.zero_grad()
+            each(x).square().sum().backward()
         assert_equal(compiled(x), eager(x), tolerance=1e-9)
         for (name, ours), theirs in zip(module.named_parameters(), eager.parameters(), strict=True):
             torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-8, atol=1e-8, msg=lambda m, n=name: f"{n}: {m}")
@@ -585,7 +585,7 @@ def test_a_compiled_layer_follows_its_parameters() -> None:
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     before = compiled(x)
     with torch.no_grad():
-        module.generator.root.mul_(1.5)
+        module.root.mul_(1.5)
     assert not torch.allclose(compiled(x), before)
     assert_equal(compiled(x), module(x))
 

@@ -173,7 +173,7 @@ def test_the_memory_estimate_counts_every_group_and_the_hidden_state() -> None:
 configs = st.builds(
     GeneratorConfig,
     radix=st.integers(2, 9),
-    bond_dim=st.none() | st.integers(1, 9),
+    bond_dim=st.none() | st.integers(2, 9),
     latent_order=st.integers(1, 20),
     topology=st.sampled_from(["ttn", "attn", "mera"]),
     activation=st.sampled_from(["elu", "prelu(slope=0.5)", "tanh"])
@@ -183,6 +183,11 @@ configs = st.builds(
     initialization=st.sampled_from(["paper", "isometric"]),
     norm=st.sampled_from([None, "center"]),
 )
+
+
+def test_a_state_of_one_entry_cannot_be_centred() -> None:
+    with pytest.raises(ConfigError, match="bond_dim=1"):
+        GeneratorConfig(bond_dim=1, norm="center")
 
 
 @given(config=configs)
@@ -218,6 +223,13 @@ def test_a_config_is_a_key() -> None:
 def test_bond_dim_defaults_to_radix() -> None:
     assert GeneratorConfig(radix=3).chi == 3
     assert GeneratorConfig(radix=3, bond_dim=2).chi == 2
+
+
+def test_the_papers_own_config_has_a_name() -> None:
+    config = GeneratorConfig.paper(topology="mera")
+    assert (config.activation, config.initialization, config.order) == ("elu", "paper", "flat")
+    assert config.topology == "mera"
+    assert GeneratorConfig.paper(activation="tanh").activation == "tanh"
 
 
 def test_replace_changes_some_options() -> None:

@@ -111,8 +111,13 @@ def canonical(text: str) -> str:
     """
     name, options = _parse(text)
     defaults = ACTIVATIONS[name].options
-    changed = ", ".join(f"{k}={v:g}" for k, v in options.items() if v != defaults[k])
+    changed = ", ".join(f"{k}={_shortest(v)}" for k, v in options.items() if v != defaults[k])
     return f"{name}({changed})" if changed else name
+
+
+def _shortest(number: float) -> str:
+    short = f"{number:g}"
+    return short if float(short) == number else repr(number)
 
 
 def parameters_per_level(text: str) -> int:

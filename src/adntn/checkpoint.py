@@ -22,10 +22,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from adntn.compress import generated_layers, obstacle, plain_name
-from adntn.errors import AdntnError, CheckpointError
-from adntn.execution.plan import EXECUTIONS
-from adntn.generator import Generator
+from adntn.compress import compiled_alone, generated_layers, held_by_optimizer, obstacle, plain_name
+from adntn.errors import AdntnError, CheckpointError, ConfigError, ShapeError
+from adntn.execution.plan import EXECUTIONS, choose
 from adntn.nn import GENERATED, GeneratedLayer
 from adntn.nn._generated import dense_weight
 from adntn.topology import Blueprint, GeneratorConfig
@@ -64,11 +63,11 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     layers = [_Layer.of(name, layer) for name, layer in generated_layers(model).items()]
     first_by_generator: dict[int, str] = {}
     for name, layer in generated_layers(model).items():
-        first_by_generator.setdefault(id(layer.generator), name)
+        first_by_generator.setdefault(id(layer.root), name)
     shared = {
-        name: first_by_generator[id(layer.generator)]
+        name: first_by_generator[id(layer.root)]
         for name, layer in generated_layers(model).items()
-        if first_by_generator[id(layer.generator)] != name
+        if first_by_generator[id(layer.root)] != name
     }
     header = json.dumps(
         {
@@ -136,12 +135,16 @@ def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
         if id(tensor) in owners:
             aliases[name] = owners[id(tensor)]
             continue
-        if name in parameters and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if name in parameters and not _finite(tensor):
             raise CheckpointError(f"{name!r} has NaN or infinite entries; such a model is not saved.")
         owners[id(tensor)] = name
         # A copy where memory is shared with another tensor in part, which safetensors refuses.
         stored[name] = tensor.detach().cpu().contiguous().clone()
     return stored, aliases
+
+
+def _finite(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
 
 
 def _digest(header: str, tensors: Mapping[str, Tensor]) -> str:
@@ -167,8 +170,7 @@ class _Layer:
 
     @classmethod
     def of(cls, name: str, layer: GeneratedLayer) -> _Layer:
-        gen = layer.generator
-        return cls(name, layer.dense_type.__name__, gen.shape, gen.config, layer.execution)
+        return cls(name, layer.dense_type.__name__, layer.blueprint.shape, layer.config, layer.execution)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -211,26 +213,14 @@ def load(model: Model, path: str | os.PathLike[str]) -> Model:
     path = Path(path)
     content = _read(path)
     modules = {plain_name(name): module for name, module in model.named_modules(remove_duplicate=False)}
-    for layer in content.layers.values():
-        _check_layer(path, layer, modules)
-    _check_tensors(path, content, model, modules)
-
-    generators: dict[str, Generator] = {}
-    new: dict[int, GeneratedLayer] = {}
-    for name, layer in content.layers.items():
-        module = modules[name]
-        if isinstance(module, GeneratedLayer):
-            generators[name] = module.generator
-            continue
-        owner = content.shared.get(name)
-        weight = dense_weight(module)
-        generator = (
-            generators[owner]
-            if owner
-            else Generator(layer.shape, layer.config, device=weight.device, dtype=weight.dtype)
-        )
-        generators[name] = generator
-        new[id(module)] = GENERATED[type(module)].from_dense(module, generator=generator, execution=layer.execution)
+    try:
+        for layer in content.layers.values():
+            _check_layer(path, layer, modules)
+        _check_places(path, content, model, modules)
+        _check_tensors(path, content, model, modules)
+        new = _new_layers(content, modules)
+    except (ConfigError, ShapeError) as error:
+        raise CheckpointError(f"{path}: {error}") from None
     for parent in list(model.modules()):
         for attribute, child in list(parent._modules.items()):
             if child is not None and id(child) in new:
@@ -290,14 +280,17 @@ def _read(path: Path) -> _Content:
         values = json.loads(header)
         layers = {name: _Layer.from_dict(name, entry) for name, entry in values["layers"].items()}
         content = _Content(layers, dict(values["shared"]), dict(values["aliases"]), tensors)
+        for name, owner in content.shared.items():
+            one, other = layers[name], layers[owner]
+            if owner in content.shared or (one.shape, one.config) != (other.shape, other.config):
+                raise ValueError(f"{name!r} cannot share the generator of {owner!r}")
+        for name, owner in content.aliases.items():
+            if name in tensors or owner not in tensors:
+                raise ValueError(f"{name!r} cannot stand for {owner!r}")
     except AdntnError as error:
         raise CheckpointError(f"{path}: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} has a header that this library did not write: {error!r}.") from None
-    for name, tensor in tensors.items():
-        made_here = any(name.startswith(f"{layer}.generator.") for layer in layers)
-        if made_here and not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"{path}: {name!r} has NaN or infinite entries.")
     return content
 
 
@@ -316,11 +309,12 @@ def _check_layer(path: Path, layer: _Layer, modules: Mapping[str, nn.Module]) ->
     if module is None:
         raise CheckpointError(f"{path} has a generated layer {layer.name!r}, and the model has no module of that name.")
     if isinstance(module, GeneratedLayer):
-        if (module.generator.shape, module.generator.config) != (layer.shape, layer.config):
+        if (module.blueprint.shape, module.config) != (layer.shape, layer.config):
             raise CheckpointError(
                 f"{path}: {layer.name!r} is generated with shape {layer.shape} and {layer.config} in the file, "
-                f"with shape {module.generator.shape} and {module.generator.config} in the model."
+                f"with shape {module.blueprint.shape} and {module.config} in the model."
             )
+        choose(layer.execution, module, splits_input=getattr(module, "groups", 1) > 1)
         return
     why = obstacle(module)
     # The weight's values are about to go, so they need not be finite.
@@ -333,26 +327,91 @@ def _check_layer(path: Path, layer: _Layer, modules: Mapping[str, nn.Module]) ->
         )
 
 
+def _check_places(path: Path, content: _Content, model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
+    """Refuse where putting other layers in place would change nothing, or too little."""
+    dense = {name: modules[name] for name in content.layers if not isinstance(modules[name], GeneratedLayer)}
+    compiled = compiled_alone(model)
+    for name, module in dense.items():
+        if module is getattr(model, "_orig_mod", model):
+            raise CheckpointError(
+                f"{path} holds a single generated layer, and a {type(module).__name__} on its own has no place to put "
+                "it; load it into the class of adntn.nn."
+            )
+        if id(module) in compiled:
+            raise CheckpointError(
+                f"{path}: {name!r} is compiled on its own already; load the file first, then torch.compile."
+            )
+    why = held_by_optimizer({id(dense_weight(module)): name for name, module in dense.items()})
+    if why is not None:
+        raise CheckpointError(f"{path}: {why}. Load the file first, then build the optimiser.")
+
+
+@dataclass(frozen=True)
+class _Expected:
+    """What the model needs under a name; names of one identity are one tensor in it."""
+
+    shape: tuple[int, ...]
+    floating: bool
+    parameter: bool
+    identity: object
+
+
 def _check_tensors(path: Path, content: _Content, model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
-    """Compare the file's names and shapes with those that the model will have, before anything is changed."""
-    expected = {plain_name(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    for name, layer in content.layers.items():
-        if not isinstance(modules[name], GeneratedLayer):
+    """Compare the file's tensors with those that the model will have, before anything is changed."""
+    parameters = {plain_name(name) for name, _ in model.named_parameters(remove_duplicate=False)}
+    expected: dict[str, _Expected] = {}
+    problems: list[str] = []
+    for full, tensor in model.state_dict(keep_vars=True).items():
+        name = plain_name(full)
+        shape, floating = tuple(tensor.shape), tensor.is_floating_point()
+        expected[name] = _Expected(shape, floating, name in parameters, id(tensor))
+        if tensor.is_meta:
+            problems.append(f"{name} is on the meta device in the model (call model.to_empty(device=...) first)")
+    layers = {id(modules[name]): layer for name, layer in content.layers.items()}
+    for name, module in modules.items():
+        if id(module) in layers and not isinstance(module, GeneratedLayer):
             expected.pop(f"{name}.weight", None)
-            shapes = Blueprint(layer.shape, layer.config).parameter_shapes
-            expected.update({f"{name}.generator.{key}": shape for key, shape in shapes.items()})
-    found = {name: tuple(tensor.shape) for name, tensor in content.tensors.items()}
-    for name, owner in content.aliases.items():
-        if owner not in found:
-            raise CheckpointError(f"{path}: {name!r} is said to share {owner!r}, which the file does not have.")
-        found[name] = found[owner]
-    problems = [f"{name} is missing from the file" for name in sorted(expected.keys() - found.keys())]
+            layer = layers[id(module)]
+            for key, shape in Blueprint(layer.shape, layer.config).parameter_shapes.items():
+                expected[f"{name}.{key}"] = _Expected(shape, True, True, (id(module), key))
+
+    found = dict(content.tensors)
+    found.update({name: content.tensors[owner] for name, owner in content.aliases.items()})
+    problems += [f"{name} is missing from the file" for name in sorted(expected.keys() - found.keys())]
     problems += [f"{name} is not in the model" for name in sorted(found.keys() - expected.keys())]
-    problems += [
-        f"{name} has shape {found[name]} in the file and {expected[name]} in the model"
-        for name in sorted(expected.keys() & found.keys())
-        if expected[name] != found[name]
-    ]
+    first: dict[object, str] = {}
+    for name in sorted(expected.keys() & found.keys()):
+        want, tensor = expected[name], found[name]
+        other = first.setdefault(want.identity, name)
+        if tuple(tensor.shape) != want.shape:
+            problems.append(f"{name} has shape {tuple(tensor.shape)} in the file and {want.shape} in the model")
+        elif tensor.is_floating_point() != want.floating:
+            kind = "a floating-point type" if want.floating else "a whole-number type"
+            problems.append(f"{name} is {tensor.dtype} in the file and {kind} in the model")
+        elif want.parameter and not _finite(tensor):
+            problems.append(f"{name} has NaN or infinite entries in the file")
+        elif not _same(found[other], tensor):
+            problems.append(f"{other} and {name} are one tensor in the model and two different ones in the file")
     if problems:
         more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
         raise CheckpointError(f"{path} does not fit the model: {'; '.join(problems[:8])}{more}.")
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one is other or (one.dtype == other.dtype and torch.equal(one, other))
+
+
+def _new_layers(content: _Content, modules: Mapping[str, nn.Module]) -> dict[int, GeneratedLayer]:
+    """Return the layer for each dense module, by its id, that the file has a generated one for."""
+    made: dict[str, GeneratedLayer] = {}
+    new: dict[int, GeneratedLayer] = {}
+    for name in sorted(content.layers, key=content.shared.__contains__):  # first those that others share with
+        layer, module = content.layers[name], modules[name]
+        if isinstance(module, GeneratedLayer):
+            made[name] = module
+            continue
+        owner = content.shared.get(name)
+        made[name] = new[id(module)] = GENERATED[type(module)].from_dense(
+            module, layer.config, share=made[owner] if owner else None, execution=layer.execution
+        )
+    return new

@@ -7,15 +7,14 @@ import copy
 import gc
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import nn
 
-from adntn.errors import CompressionError, ShapeError, check_choice, nearest
+from adntn.errors import CompressionError, ConfigError, ShapeError, check_choice, nearest
 from adntn.execution.cache import keeping
-from adntn.execution.plan import choose
-from adntn.generator import Generator
 from adntn.nn import GENERATED, GeneratedLayer
 from adntn.nn._generated import dense_weight
 from adntn.topology import GeneratorConfig
@@ -155,6 +154,8 @@ def obstacle(module: nn.Module) -> str | None:
     """Return why a module's weight cannot be generated, or None if it can."""
     if isinstance(module, GeneratedLayer):
         return "it is generated already"
+    if nn.utils.parametrize.is_parametrized(module):
+        return "it is parametrized (weight_norm, spectral_norm and the like must be removed first)"
     if type(module) not in GENERATED:
         known = ", ".join(cls.__name__ for cls in GENERATED)
         return f"it is a {type(module).__name__}, and only {known} can be generated (a subclass may do something else)"
@@ -175,28 +176,29 @@ def report(model: nn.Module) -> CompressionReport:
     rows: list[LayerReport] = []
     seen: set[int] = set()
     for name, layer in generated_layers(model).items():
-        gen, blueprint = layer.generator, layer.generator.blueprint
-        first = id(gen) not in seen
-        seen.add(id(gen))
-        stored = gen.num_parameters if first else 0
-        item = gen.root.element_size()
+        blueprint = layer.blueprint
+        first = id(layer.root) not in seen
+        seen.add(id(layer.root))
+        stored = layer.num_parameters if first else 0
+        item = layer.root.element_size()
         rows.append(
             LayerReport(
                 name=name,
                 kind=layer.dense_type.__name__,
-                shape=gen.shape,
-                topology=gen.config.topology,
+                shape=blueprint.shape,
+                topology=layer.config.topology,
                 dense=blueprint.size if first else 0,
                 padded=blueprint.tensorization.padded_size if first else 0,
                 generated=stored,
                 dense_bytes=blueprint.size * item if first else 0,
                 generated_bytes=stored * item,
-                rank_bound=gen.rank_bound(),
+                rank_bound=layer.rank_bound(),
                 way=layer.way.name,
                 reason=layer.way.reason,
             )
         )
-    after = sum(p.numel() for p in model.parameters())
+    # A lazy layer's parameters have no size yet.
+    after = sum(p.numel() for p in model.parameters() if not isinstance(p, nn.parameter.UninitializedParameter))
     saved = sum(row.dense - row.generated for row in rows)
     return CompressionReport(tuple(rows), after + saved, after)
 
@@ -245,10 +247,17 @@ def compress_(
         >>> print(report)
     """
     config = config if config is not None else GeneratorConfig()
+    for given in (config, *(overrides or {}).values()):
+        if not isinstance(given, GeneratorConfig):
+            raise ConfigError(
+                f"a config is a GeneratorConfig, not a {type(given).__name__}: compress_(model, config, targets)."
+            )
     check_choice("init", init, INITS)
     _refuse_wrapped(model)
     places = _places(model)
     names = _select(places, targets, "targets", must_work=True)
+    if not names:
+        raise CompressionError("targets is empty, so there is nothing to compress.")
     left_out = set(_select(places, ignore, "ignore", must_work=False))
     chosen = {name: config for name in names if name not in left_out}
     for pattern, other in (overrides or {}).items():
@@ -259,13 +268,16 @@ def compress_(
                 raise CompressionError(f"overrides names {name!r}, which is not among the targets: {_listing(chosen)}.")
     if not chosen:
         raise CompressionError("nothing is left to compress: every target is in ignore as well.")
-    _refuse_optimizers({id(places[name].module.weight): name for name in chosen})
-
+    why = held_by_optimizer({id(dense_weight(places[name].module)): name for name in chosen})
+    if why is not None:
+        raise CompressionError(f"{why}. Call compress_ first, then build the optimiser.")
+    compiled = compiled_alone(model)
     for name in chosen:
-        if any(type(parent).__name__ == "OptimizedModule" for parent, _ in places[name].parents):
+        if id(places[name].module) in compiled:
             raise CompressionError(
                 f"{name!r} is compiled on its own already; call compress_ first, then torch.compile."
             )
+    _refuse_broken_ties(model, places, chosen)
 
     new = _build(places, chosen, execution)
     for name, layer in new.items():
@@ -285,25 +297,29 @@ def select(model: nn.Module, targets: str | Sequence[str]) -> list[str]:
 
 @dataclass
 class _Place:
-    """A module, and every (parent, attribute) that holds it."""
+    """A module under the first of its names, and every (parent, attribute) that holds it."""
 
+    name: str
     module: nn.Module
-    parents: list[tuple[nn.Module, str]]
+    parents: list[tuple[nn.Module, str]] = field(default_factory=list)
+
+    @cached_property
+    def obstacle(self) -> str | None:
+        return obstacle(self.module)
 
 
 def _places(model: nn.Module) -> dict[str, _Place]:
+    """Return the places by name; a module that stands in several places has one, under each of its names."""
+    modules: dict[str, nn.Module] = {}
     by_module: dict[int, _Place] = {}
     places: dict[str, _Place] = {}
-    for name, parent in model.named_modules():
-        # Not named_children(), which passes over a module's second place in the same parent.
-        for attribute, child in parent._modules.items():
-            if child is None:
-                continue
-            full = plain_name(f"{name}.{attribute}" if name else attribute)
-            if id(child) in by_module:
-                by_module[id(child)].parents.append((parent, attribute))
-            else:
-                places[full] = by_module[id(child)] = _Place(child, [(parent, attribute)])
+    for full, module in model.named_modules(remove_duplicate=False):
+        modules[full] = module
+        if full:
+            parent, _, attribute = full.rpartition(".")
+            place = by_module.setdefault(id(module), _Place(plain_name(full), module))
+            place.parents.append((modules[parent], attribute))
+            places[plain_name(full)] = place
     return places
 
 
@@ -311,7 +327,7 @@ def _matcher(pattern: str, option: str) -> Callable[[str], bool]:
     if not pattern.startswith("re:"):
         return plain_name(pattern).__eq__
     try:
-        compiled = re.compile(pattern[3:])
+        compiled = re.compile(plain_name(pattern[3:].replace(r"_orig_mod\.", _COMPILED)))
     except re.error as error:
         raise CompressionError(f"{option}: {pattern!r} is not a regular expression: {error}.") from None
     return lambda name: compiled.fullmatch(name) is not None
@@ -319,25 +335,25 @@ def _matcher(pattern: str, option: str) -> Callable[[str], bool]:
 
 def _select(places: Mapping[str, _Place], patterns: str | Sequence[str], option: str, *, must_work: bool) -> list[str]:
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
-    possible = [name for name, place in places.items() if obstacle(place.module) is None]
+    possible = list(dict.fromkeys(place.name for place in places.values() if place.obstacle is None))
     chosen: dict[str, None] = {}
     for pattern in patterns:
         matches = _matcher(pattern, option)
         if pattern.startswith("re:"):
-            found = [name for name in possible if matches(name)]
+            found = [place.name for name, place in places.items() if matches(name) and place.obstacle is None]
             if not found and must_work:
                 raise CompressionError(
                     f"{option}: no layer that can be generated has a name that {pattern!r} matches as a whole; "
                     f"there are {_listing(possible)}."
                 )
         else:
-            found = [name for name in places if matches(name)]
+            found = [place.name for name, place in places.items() if matches(name)]
             if not found:
                 raise CompressionError(
                     f"{option}: the model has no module {pattern!r}; possible are {_listing(possible)}."
                     f"{nearest(pattern, places)}"
                 )
-            why = obstacle(places[found[0]].module)
+            why = places[found[0]].obstacle
             if must_work and why is not None:
                 raise CompressionError(
                     f"{option}: {pattern!r} cannot be generated: {why}. Possible are {_listing(possible)}."
@@ -355,38 +371,30 @@ def _listing(names: Sequence[str] | Mapping[str, object], most: int = 12) -> str
 def _build(
     places: Mapping[str, _Place], chosen: Mapping[str, GeneratorConfig], execution: str
 ) -> dict[str, GeneratedLayer]:
-    """Build every new layer before the model is touched; layers with one weight get one generator."""
-    _refuse_broken_ties(places, chosen)
-    generators: dict[int, tuple[str, Generator]] = {}
+    """Build every new layer before the model is touched; layers with one weight share root and cores."""
+    first: dict[int, str] = {}
     new: dict[str, GeneratedLayer] = {}
     for name, config in chosen.items():
         dense = places[name].module
-        weight = dense_weight(dense)
-        if id(weight) in generators:
-            first, generator = generators[id(weight)]
-            if generator.config != config:
-                raise CompressionError(f"{first!r} and {name!r} share one weight, so they need one config.")
-        else:
-            try:
-                generator = Generator(tuple(weight.shape), config, device=weight.device, dtype=weight.dtype)
-                choose(execution, generator, splits_input=getattr(dense, "groups", 1) > 1)
-            except (ShapeError, ValueError, MemoryError) as error:
-                # The same type, so that callers can tell them apart, but saying which layer it was.
-                raise type(error)(f"{name!r}: {error}") from None
-            generators[id(weight)] = (name, generator)
-        new[name] = GENERATED[type(dense)].from_dense(dense, generator=generator, execution=execution)
+        owner = first.setdefault(id(dense_weight(dense)), name)
+        if chosen[owner] != config:
+            raise CompressionError(f"{owner!r} and {name!r} share one weight, so they need one config.")
+        kind = GENERATED[type(dense)]
+        try:
+            new[name] = kind.from_dense(dense, config, share=new.get(owner), execution=execution)
+        except (ShapeError, ValueError, MemoryError) as error:
+            # The same type, so that callers can tell them apart, but saying which layer it was.
+            raise type(error)(f"{name!r}: {error}") from None
     return new
 
 
-def _refuse_broken_ties(places: Mapping[str, _Place], chosen: Mapping[str, GeneratorConfig]) -> None:
+def _refuse_broken_ties(model: nn.Module, places: Mapping[str, _Place], chosen: Mapping[str, GeneratorConfig]) -> None:
     holders: dict[int, list[str]] = {}
-    for name, place in places.items():
-        for attribute, parameter in place.module.named_parameters(recurse=False):
-            holders.setdefault(id(parameter), []).append(f"{name}.{attribute}")
+    for full, parameter in model.named_parameters(remove_duplicate=False):
+        holders.setdefault(id(parameter), []).append(plain_name(full))
+    weights = {f"{name}.weight" for name, place in places.items() if place.name in chosen}
     for name in chosen:
-        tied = [
-            other for other in holders[id(places[name].module.weight)] if other.removesuffix(".weight") not in chosen
-        ]
+        tied = [other for other in holders[id(dense_weight(places[name].module))] if other not in weights]
         if tied:
             raise CompressionError(
                 f"{name!r} shares its weight with {_listing(tied)}, which would come untied; "
@@ -406,25 +414,49 @@ def _refuse_wrapped(model: nn.Module) -> None:
                 f"{name or 'the model'} is wrapped in {min(wrapped)} already, which has recorded the dense parameters; "
                 "call compress_ on the plain model, then wrap it."
             )
-    if not any(True for _ in model.children()):
+    inner = getattr(model, "_orig_mod", model)
+    if not any(True for _ in inner.children()):
         raise CompressionError(
-            f"a {type(model).__name__} on its own has no place to put another layer; "
+            f"a {type(inner).__name__} on its own has no place to put another layer; "
             "wrap it in nn.Sequential, or build the layer with adntn.nn."
         )
 
 
-def _refuse_optimizers(weights: Mapping[int, str]) -> None:
-    """Refuse where an optimiser holds a weight that is about to go: it would train a tensor that nobody uses."""
+def compiled_alone(model: nn.Module) -> set[int]:
+    """Return the ids of modules compiled on their own: that code would go on running the module it was made from."""
+    wrapped = {id(module._orig_mod) for module in model.modules() if _is_wrapper(module) and module is not model}
+    return wrapped | {id(module) for module in model.modules() if module._compiled_call_impl is not None}
+
+
+def _is_wrapper(module: nn.Module) -> bool:
+    return type(module).__name__ == "OptimizedModule"
+
+
+def held_by_optimizer(weights: Mapping[int, str]) -> str | None:
+    """Say which optimiser holds a weight that is about to go, or return None: it would train a tensor that nobody uses.
+
+    Args:
+        weights: the name of each weight by its id.
+    """
+    if _find_optimizer(weights) is None:
+        return None
+    gc.collect()  # one that was thrown away may only be waiting for this
+    return _find_optimizer(weights)
+
+
+def _find_optimizer(weights: Mapping[int, str]) -> str | None:
     for thing in gc.get_objects():
         if not issubclass(type(thing), torch.optim.Optimizer):
             continue
-        for group in thing.param_groups:
+        # One whose constructor failed may still be alive, without groups.
+        for group in getattr(thing, "param_groups", ()):
             held = [weights[id(p)] for p in group["params"] if id(p) in weights]
             if held:
-                raise CompressionError(
-                    f"a {type(thing).__name__} optimiser already holds the weight of {_listing(held)}; it would go on "
-                    "training a tensor that the model no longer uses. Call compress_ first, then build the optimiser."
+                return (
+                    f"a {type(thing).__name__} optimiser already holds the weight of {_listing(held)} and would go on "
+                    "training a tensor that the model no longer uses"
                 )
+    return None
 
 
 # --- and back -------------------------------------------------------------------------------------------------------
@@ -446,9 +478,12 @@ def materialize(model: nn.Module) -> nn.Module:
                 continue
             if id(child) not in plain:
                 layer = child.to_dense()
-                layer.register_parameter("weight", weights.setdefault(id(child.generator), dense_weight(layer)))
+                layer.register_parameter("bias", child.bias)  # of the copy already, and possibly shared
+                layer.register_parameter("weight", weights.setdefault(id(child.root), dense_weight(layer)))
                 plain[id(child)] = layer
             setattr(parent, attribute, plain[id(child)])
+            if _is_wrapper(parent):
+                parent.__setstate__(parent.__getstate__())  # else it goes on calling the layer it was made from
     return dense
 
 
@@ -465,6 +500,5 @@ def cached(model: nn.Module) -> Iterator[None]:
         ...     for x in batches:
         ...         y = model(x)
     """
-    generators = [layer.generator for layer in generated_layers(model).values()]
-    with keeping(generators), torch.no_grad():
+    with keeping(generated_layers(model).values()), torch.no_grad():
         yield

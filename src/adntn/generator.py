@@ -16,7 +16,7 @@ from adntn.errors import GeneratorTooLargeError
 from adntn.initialize import initial_values
 from adntn.topology import Blueprint, GeneratorConfig, Level
 
-__all__ = ["Generator"]
+__all__ = ["Generator", "GeneratorModule"]
 
 
 class _Cores(nn.Module):
@@ -28,45 +28,29 @@ class _Cores(nn.Module):
                 yield f"{prefix}.{name}", parameter
 
 
-class Generator(nn.Module):
-    """Generates a weight from a root tensor and small cores.
+class GeneratorModule(nn.Module):
+    """Root and cores, and what is made of them. :class:`Generator` is one, and so is every generated layer.
 
-    Calling it makes the whole weight. All arithmetic is done in float32 (float64 for float64 parameters), under
-    autocast too, and the outcome is cast last.
-
-    Args:
-        shape: of the weight, ``(out, in)`` or ``(out, in, *kernel)``.
-        config: what to build; None means the default config.
-        std: deviation of the weight at the start; None means the deviation that torch gives a linear or
-            convolutional weight of this shape, ``1 / sqrt(3 * fan_in)``.
-        device: of the parameters.
-        dtype: of the parameters and of the weight.
-
-    Raises:
-        ShapeError: the shape cannot be generated, or ``groups`` does not divide its rows.
-        ConfigError: an explicit order does not fit the shape.
-        GeneratorTooLargeError: states and weight would not fit into memory.
-
-    Example:
-        >>> gen = adntn.Generator((4096, 4096), adntn.GeneratorConfig(topology="ttn"))
-        >>> gen.schedule, gen.num_parameters, gen.rank_bound()
-        ((5, 10, 12, 24), 216, 64)
+    Its parameters are registered under the names of the design: ``root``, ``expand.1``, ``carry.1``, ``mix.1.0``.
     """
 
+    blueprint: Blueprint
+    std: float | None
+    root: nn.Parameter
     expand: _Cores
     carry: _Cores
     mix: nn.ModuleDict
+    activation: nn.ModuleDict
 
-    def __init__(
+    def _grow(
         self,
         shape: tuple[int, ...],
-        config: GeneratorConfig | None = None,
-        *,
-        std: float | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        config: GeneratorConfig | None,
+        std: float | None,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
     ) -> None:
-        super().__init__()
+        """Register root and cores, with initial values. Comes after ``nn.Module.__init__``."""
         self.blueprint = Blueprint(tuple(shape), config if config is not None else GeneratorConfig())
         self.std = std
         device = torch.device(device) if device is not None else torch.get_default_device()
@@ -84,7 +68,19 @@ class Generator(nn.Module):
                 for level in self.blueprint.levels[:-1]
             }
         )
-        self.reset_parameters()
+        self.draw_()
+
+    def _share(self, other: GeneratorModule) -> None:
+        """Register another module's root and cores as this one's too, as torch does with tied weights."""
+        self.blueprint, self.std, self._contraction = other.blueprint, other.std, other._contraction
+        self.root, self.expand, self.carry = other.root, other.expand, other.carry
+        self.mix, self.activation = other.mix, other.activation
+
+    def generator_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield root, cores and the activations' numbers by name: all parameters but a layer's bias."""
+        yield "root", self.root
+        for part in ("expand", "carry", "mix", "activation"):
+            yield from getattr(self, part).named_parameters(prefix=part)
 
     def _register_cores(self, level: Level, device: torch.device, dtype: torch.dtype) -> None:
         for name, shape in level.core_shapes(self.config.groups).items():
@@ -134,7 +130,7 @@ class Generator(nn.Module):
 
     # --- what it makes ------------------------------------------------------------------------------------------
 
-    def forward(self) -> Tensor:
+    def generate(self) -> Tensor:
         """Return the weight, shape ``(out, in, *kernel)``."""
         with self._full_precision():
             parameters = self._parameters_by_name()
@@ -191,8 +187,8 @@ class Generator(nn.Module):
     # --- initial values -----------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """Draw all parameters anew from torch's global random state and calibrate them (paper, Section 3.5)."""
+    def draw_(self) -> None:
+        """Draw root and cores anew from torch's global random state and calibrate them (paper, Section 3.5)."""
         for activation in self.activation.values():
             if isinstance(activation, PReLU):
                 activation.reset_parameters()
@@ -203,9 +199,55 @@ class Generator(nn.Module):
             # Drawn on the CPU so that a seed gives the same start on every device.
             activate = lambda number, z: self._activate(number, z.to(device)).to("cpu", torch.float64)  # noqa: E731
             values = initial_values(self._contraction, activate, std=self.std)
-        named = dict(self.named_parameters())
+        named = dict(self.generator_parameters())
         for name, value in values.items():
             named[name].copy_(value)
+
+
+class Generator(GeneratorModule):
+    """Generates a weight from a root tensor and small cores.
+
+    Calling it makes the whole weight. All arithmetic is done in float32 (float64 for float64 parameters), under
+    autocast too, and the outcome is cast last.
+
+    Args:
+        shape: of the weight, ``(out, in)`` or ``(out, in, *kernel)``.
+        config: what to build; None means the default config.
+        std: deviation of the weight at the start; None means the deviation that torch gives a linear or
+            convolutional weight of this shape, ``1 / sqrt(3 * fan_in)``.
+        device: of the parameters.
+        dtype: of the parameters and of the weight.
+
+    Raises:
+        ShapeError: the shape cannot be generated, or ``groups`` does not divide its rows.
+        ConfigError: an explicit order does not fit the shape.
+        GeneratorTooLargeError: states and weight would not fit into memory.
+
+    Example:
+        >>> gen = adntn.Generator((4096, 4096), adntn.GeneratorConfig(topology="ttn"))
+        >>> gen.schedule, gen.num_parameters, gen.rank_bound()
+        ((5, 10, 12, 24), 216, 64)
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        config: GeneratorConfig | None = None,
+        *,
+        std: float | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self._grow(tuple(shape), config, std, device, dtype)
+
+    def forward(self) -> Tensor:
+        """Return the weight, shape ``(out, in, *kernel)``."""
+        return self.generate()
+
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew, as :meth:`draw_`."""
+        self.draw_()
 
     def __repr__(self) -> str:
         c = self.config
@@ -230,9 +272,13 @@ def check_memory(blueprint: Blueprint, device: torch.device) -> None:
     raise GeneratorTooLargeError(
         f"a {c.topology} for a weight of shape {blueprint.shape} with bond_dim={c.chi} has a hidden state of "
         f"{c.chi}**{modes} = {blueprint.hidden_size:,} entries in each of {c.groups} group(s) and needs about "
-        f"{needed / 2**30:,.1f} GiB; {free / 2**30:,.1f} GiB are free. A smaller bond_dim, or bond_dim "
+        f"{_gib(needed)}; {_gib(free)} are free. A smaller bond_dim, or bond_dim "
         f"and radix raised together (radix={c.chi} has fewer modes), or groups of a small bond_dim need less."
     )
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:,.1f} GiB" if count < 2**80 else f"{count >> 30:,} GiB"
 
 
 def _free_memory(device: torch.device) -> int | None:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+from adntn.errors import ConfigError
 from adntn.generator import Generator
 from adntn.initialize import default_std, stable_rank
 from adntn.topology import GeneratorConfig
@@ -25,9 +26,8 @@ class Health:
         stable_rank: ``||W||_F^2 / ||W||_2^2`` of the matrix (out, in * kernel).
         rank_bound: the greatest rank that the weight can have.
         row_spread: deviation of the rows' norms over their mean; 0 where all rows are of equal length.
-        root_gradient: norm of the gradient at the root for a gradient of norm 1 at the weight, in units of ``||W|| /
-            ||root||``: by how much the weight moves, relatively, for a relative step of the root. Near 0 the root
-            learns nothing.
+        root_gradient: Frobenius norm of the weight's derivative by the root, ``||dW / droot||``, in units of
+            ``||W|| / ||root||``, estimated with one random probe. Near 0 the root learns nothing.
         seeds: the seeds used.
     """
 
@@ -56,7 +56,7 @@ def diagnose(config: GeneratorConfig, shape: tuple[int, ...], *, seeds: Sequence
     Args:
         config: of the generator.
         shape: of the weight, ``(out, in)`` or ``(out, in, *kernel)``.
-        seeds: one draw each. torch's global random state is left as it was.
+        seeds: one draw each, at least one. torch's global random state is left as it was.
 
     Returns:
         Medians over the seeds.
@@ -64,6 +64,8 @@ def diagnose(config: GeneratorConfig, shape: tuple[int, ...], *, seeds: Sequence
     Example:
         >>> print(adntn.diagnose(adntn.GeneratorConfig(), (128, 128)))
     """
+    if not seeds:
+        raise ConfigError("seeds is empty; give at least one.")
     columns: dict[str, list[float]] = {}
     for seed in seeds:
         for name, value in _measure(config, shape, seed).items():
@@ -73,9 +75,11 @@ def diagnose(config: GeneratorConfig, shape: tuple[int, ...], *, seeds: Sequence
     return Health(**medians, rank_bound=bound, seeds=tuple(seeds))
 
 
+@torch.inference_mode(mode=False)
+@torch.enable_grad()
 def _measure(config: GeneratorConfig, shape: tuple[int, ...], seed: int) -> dict[str, float]:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # the CPU's only; torch.manual_seed would reset the GPU's too
         generator = Generator(shape, config)
         probe = torch.randn(shape)
     weight = generator()

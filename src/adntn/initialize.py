@@ -55,7 +55,7 @@ def draw(blueprint: Blueprint) -> dict[str, Tensor]:
                 values[name] = _semi_orthogonal(shape)
             elif _is_readout(rest, blueprint):
                 bound = math.sqrt(6.0 / (shape[1] + shape[2]))
-                values[name] = torch.empty(shape, dtype=torch.float64).uniform_(-bound, bound)
+                values[name] = torch.empty(shape, dtype=torch.float64, device="cpu").uniform_(-bound, bound)
             else:
                 values[name] = gain / math.sqrt(shape[1]) * _normal(shape)
     return values
@@ -66,7 +66,7 @@ def _is_readout(rest: str, blueprint: Blueprint) -> bool:
 
 
 def _normal(shape: tuple[int, ...]) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64)
+    return torch.randn(shape, dtype=torch.float64, device="cpu")
 
 
 def _semi_orthogonal(shape: tuple[int, ...]) -> Tensor:  # shape: (cores, a, b), orthonormal along the shorter side
@@ -82,7 +82,7 @@ def _near_identity(shape: tuple[int, ...], gain: float, *, orthogonal: bool) -> 
     if orthogonal:
         rotation: Tensor = torch.linalg.matrix_exp((noise - noise.mT) / math.sqrt(2.0))
         return rotation
-    return torch.eye(shape[-1], dtype=torch.float64) + noise
+    return torch.eye(shape[-1], dtype=torch.float64, device="cpu") + noise
 
 
 def initial_values(contraction: Contraction, activate: Activate, *, std: float | None = None) -> dict[str, Tensor]:
@@ -105,26 +105,41 @@ def initial_values(contraction: Contraction, activate: Activate, *, std: float |
     state = values["root"]
     for level in blueprint.levels[:-1]:
         z = contraction.pre_activation(values, level.number, state)
-        scale = _spread(z).rsqrt()
+        scale = _spread(*_moments(z)).rsqrt()
         _rescale(values, level.number, level.parents, scale)
-        state = activate(level.number, z * scale.unsqueeze(1))
+        z = z * scale.unsqueeze(1)
+        state = activate(level.number, z)
+        dead = (state == 0).all(dim=1)
+        if dead.any():
+            # A ReLU that sees negative entries only: the same level with its sign turned is alive.
+            sign = torch.where(dead, -1.0, 1.0)
+            expand = values[f"expand.{level.number}"].unflatten(0, (groups, -1))
+            expand[:, 0] *= sign.view(-1, 1, 1)
+            state = activate(level.number, z * sign.unsqueeze(1))
     last = blueprint.levels[-1]
     weight = contraction.weight(values, state).reshape(groups, -1)
-    scale = _spread(weight).rsqrt()
+    mean, variance = _moments(weight)
+    scale = _spread(mean, variance).rsqrt()
     # One more factor for all groups together, since their means differ.
-    overall = _spread((weight * scale.unsqueeze(1)).reshape(1, -1)).rsqrt()
+    means, variances = mean * scale, variance * scale.square()
+    total = variances.mean() + means.var(correction=0)
+    overall = _spread(means.mean().view(1), total.view(1)).rsqrt()
     _rescale(
         values, last.number, last.parents, scale * overall * (default_std(blueprint.shape) if std is None else std)
     )
     return values
 
 
-def _spread(rows: Tensor) -> Tensor:  # shape: (groups, entries) -> (groups,)
-    """Return each row's variance; of a constant row its mean square, and 1 for a row of zeros."""
-    variance = rows.var(dim=1, correction=0)
-    square = rows.square().mean(dim=1)
-    variance = torch.where(variance > 1e-12 * square, variance, square)
-    return torch.where(variance > 0, variance, torch.ones_like(variance))
+def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:  # shape: (groups, entries) -> (groups,) twice
+    variance, mean = torch.var_mean(rows, dim=1, correction=0)
+    return mean, variance
+
+
+def _spread(mean: Tensor, variance: Tensor) -> Tensor:
+    """Return what to bring to 1: the variance, of a constant the mean square, and 1 for zeros."""
+    square = variance + mean.square()
+    spread = torch.where(variance > 1e-12 * square, variance, square)
+    return torch.where(spread > 0, spread, torch.ones_like(spread))
 
 
 def _rescale(values: dict[str, Tensor], number: int, cores: int, scale: Tensor) -> None:

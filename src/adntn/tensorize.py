@@ -197,6 +197,8 @@ def tensorize(shape: tuple[int, ...], *, radix: int = 2, order: Order = "blocked
         raise ShapeError(
             f"a weight of shape {shape} cannot be generated; it needs (out, in) or (out, in, *kernel), none zero."
         )
+    if radix < 2 or groups < 1:
+        raise ConfigError(f"radix={radix} and groups={groups} are not possible; they are at least 2 and 1.")
     if shape[0] % groups:
         near = [g for g in range(1, shape[0] + 1) if shape[0] % g == 0]
         raise ShapeError(

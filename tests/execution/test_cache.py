@@ -24,9 +24,9 @@ class Counted:
 
     def __init__(self, execution: str = "factored", **options: object) -> None:
         self.layer = Linear(64, 64, config=CONFIG, execution=execution, **options)  # type: ignore[arg-type]
-        self.x = torch.randn(2, 64, dtype=self.layer.generator.root.dtype)
+        self.x = torch.randn(2, 64, dtype=self.layer.root.dtype)
         self.made = 0
-        for activation in list(self.layer.generator.activation.values())[:1]:
+        for activation in list(self.layer.activation.values())[:1]:
             activation.register_forward_hook(self._count)
 
     def _count(self, *_: object) -> None:
@@ -37,7 +37,7 @@ class Counted:
         return result
 
     def keeping(self):  # type: ignore[no-untyped-def]
-        return keeping([self.layer.generator])
+        return keeping([self.layer])
 
 
 @pytest.fixture(params=["dense", "factored"])
@@ -75,7 +75,7 @@ def test_what_inference_mode_kept_can_be_used_outside_it(counted: Counted) -> No
         with torch.no_grad():
             assert torch.equal(counted(), expected)
         counted().sum().backward()
-    assert counted.layer.generator.root.grad is not None
+    assert counted.layer.root.grad is not None
 
 
 def test_each_value_has_its_name() -> None:
@@ -97,15 +97,15 @@ def test_only_the_generators_asked_for_are_kept() -> None:
 
 def test_generators_do_not_share_what_is_kept() -> None:
     first, second = Counted(), Counted()
-    with torch.no_grad(), keeping([first.layer.generator, second.layer.generator]):
+    with torch.no_grad(), keeping([first.layer, second.layer]):
         assert not torch.equal(first(), second())
         assert torch.equal(second(), second.layer(second.x))
 
 
 def test_one_generator_of_two_layers_is_kept_once() -> None:
     counted = Counted()
-    twin = Linear.from_dense(nn.Linear(64, 64), generator=counted.layer.generator, execution="factored")
-    with torch.no_grad(), keeping([counted.layer.generator, twin.generator]):
+    twin = Linear.from_dense(nn.Linear(64, 64), share=counted.layer, execution="factored")
+    with torch.no_grad(), keeping([counted.layer, twin]):
         counted()
         twin(counted.x)
     assert counted.made == 1
@@ -116,46 +116,46 @@ def test_one_generator_of_two_layers_is_kept_once() -> None:
 
 def optimizer_step(layer: Linear) -> None:
     with torch.enable_grad():
-        layer.generator().square().sum().backward()
+        layer.generate().square().sum().backward()
     torch.optim.SGD(layer.parameters(), lr=0.1).step()
 
 
 def fused_optimizer_step(layer: Linear) -> None:
     with torch.enable_grad():
-        layer.generator().square().sum().backward()
+        layer.generate().square().sum().backward()
     torch.optim.AdamW(layer.parameters(), lr=0.1, foreach=True).step()
 
 
 def write_in_place(layer: Linear) -> None:
-    layer.generator.root.add_(1.0)
+    layer.root.add_(1.0)
 
 
 def write_one_number_through_data(layer: Linear) -> None:
-    layer.generator.root.data[0, 3] += 1.0
+    layer.root.data[0, 3] += 1.0
 
 
 def write_a_core_through_data(layer: Linear) -> None:
-    dict(layer.generator.named_parameters())["mix.1.0"].data.mul_(2.0)
+    dict(layer.named_parameters())["mix.1.0"].data.mul_(2.0)
 
 
 def write_a_slope(layer: Linear) -> None:
-    dict(layer.generator.named_parameters())["activation.1.slope"].fill_(3.0)
+    dict(layer.named_parameters())["activation.1.slope"].fill_(3.0)
 
 
 def write_through_a_detached_alias(layer: Linear) -> None:
-    layer.generator.root.detach().mul_(2.0)
+    layer.root.detach().mul_(2.0)
 
 
 def write_through_numpy(layer: Linear) -> None:
-    layer.generator.root.detach().numpy()[:] *= 2.0
+    layer.root.detach().numpy()[:] *= 2.0
 
 
 def replace_data(layer: Linear) -> None:
-    layer.generator.root.data = layer.generator.root.data * 2.0
+    layer.root.data = layer.root.data * 2.0
 
 
 def replace_the_parameter(layer: Linear) -> None:
-    layer.generator.root = nn.Parameter(layer.generator.root * 2.0)
+    layer.root = nn.Parameter(layer.root * 2.0)
 
 
 def load_a_state_dict(layer: Linear) -> None:
@@ -203,9 +203,9 @@ def test_a_change_of_parameters_is_seen(counted: Counted, change: Callable[[Line
 def test_a_change_back_is_seen_too(counted: Counted) -> None:
     with torch.no_grad(), counted.keeping():
         before = counted()
-        counted.layer.generator.root.data.mul_(2.0)
+        counted.layer.root.data.mul_(2.0)
         counted()
-        counted.layer.generator.root.data.div_(2.0)
+        counted.layer.root.data.div_(2.0)
         assert torch.equal(counted(), before)
 
 
@@ -214,7 +214,7 @@ def test_a_change_in_inference_mode_is_seen() -> None:
         counted = Counted()  # its parameters keep no version
         with counted.keeping():
             before = counted()
-            counted.layer.generator.root.mul_(2.0)
+            counted.layer.root.mul_(2.0)
             assert not torch.allclose(counted(), before)
 
 
@@ -281,7 +281,7 @@ def test_training_inside_the_block_is_training(counted: Counted) -> None:
 
 def test_a_layer_on_the_meta_device_passes_through() -> None:
     layer = Linear(64, 64, device="meta")
-    with torch.no_grad(), keeping([layer.generator]):
+    with torch.no_grad(), keeping([layer]):
         for _ in range(2):
             assert layer(torch.empty(2, 64, device="meta")).shape == (2, 64)
 
@@ -330,7 +330,7 @@ def test_blocks_may_be_nested(counted: Counted) -> None:
 
 def test_a_generator_named_twice_is_kept_until_the_end(counted: Counted) -> None:
     with torch.no_grad():
-        with keeping([counted.layer.generator] * 2):
+        with keeping([counted.layer] * 2):
             counted()
             counted()
         assert counted.made == 1
@@ -372,11 +372,11 @@ def size_of(value: object) -> int:
 @pytest.mark.parametrize("store", [pickle.dumps, copy.deepcopy, size_of], ids=["pickle", "deepcopy", "torch.save"])
 def test_no_copy_or_file_holds_what_is_kept(store: Callable[[object], object]) -> None:
     layer = Linear(512, 512, config=CONFIG, execution="dense")
-    before = len(pickle.dumps(layer)), size_of(layer.state_dict()), set(vars(layer.generator))
-    with torch.no_grad(), keeping([layer.generator]):
+    before = len(pickle.dumps(layer)), size_of(layer.state_dict()), set(vars(layer))
+    with torch.no_grad(), keeping([layer]):
         layer(torch.randn(1, 512))
         store(layer)
-        assert (len(pickle.dumps(layer)), size_of(layer.state_dict()), set(vars(layer.generator))) == before
+        assert (len(pickle.dumps(layer)), size_of(layer.state_dict()), set(vars(layer))) == before
     assert before[0] < 512 * 512  # a quarter of the weight's bytes
 
 
@@ -384,6 +384,6 @@ def test_a_copy_made_inside_the_block_is_independent(counted: Counted) -> None:
     with torch.no_grad(), counted.keeping():
         before = counted()
         other = copy.deepcopy(counted.layer)
-        other.generator.root.mul_(2.0)
+        other.root.mul_(2.0)
         assert not torch.allclose(other(counted.x), before)
         assert torch.equal(counted(), before)

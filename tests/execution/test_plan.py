@@ -52,7 +52,7 @@ def test_a_small_layer_runs_dense() -> None:
 @pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
 def test_auto_takes_the_way_with_clearly_less_arithmetic(layer: LayerCase) -> None:
     module = layer.build()
-    dense, factored = multiply_adds(module.generator)
+    dense, factored = multiply_adds(module)
     if layer.splits:
         assert module.way.name == ("factored" if factored < 0.75 * dense else "dense")
     else:

@@ -55,7 +55,7 @@ def test_its_arguments_stand_where_torchs_do() -> None:
     layer = Conv2d(8, 12, 3, 2, 1, 2, 4, False, "circular", GeneratorConfig(topology="mera"), dtype=torch.float64)
     torchs = nn.Conv2d(8, 12, 3, 2, 1, 2, 4, False, "circular")
     assert layer.extra_repr().startswith(torchs.extra_repr())
-    assert layer.generator.config.topology == "mera"
+    assert layer.config.topology == "mera"
     assert layer(torch.randn(2, 8, 9, 9, dtype=torch.float64)).shape == torchs(torch.randn(2, 8, 9, 9)).shape
 
 
@@ -135,7 +135,7 @@ def test_from_dense_takes_a_layer_on_the_meta_device() -> None:
 def test_generator_groups_are_of_the_rows_and_not_of_the_convolution() -> None:
     layer = Conv2d(8, 12, 3, config=GeneratorConfig(groups=3))
     assert layer.groups == 1
-    assert layer.generator.config.groups == 3
+    assert layer.config.groups == 3
     with pytest.raises(ShapeError, match="groups=5 does not divide the 12 rows"):
         Conv2d(8, 12, 3, config=GeneratorConfig(groups=5))
 

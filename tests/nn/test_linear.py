@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from adntn import Generator, GeneratorConfig
+from adntn import GeneratorConfig
 from adntn.errors import ConfigError, ShapeError
 from adntn.nn import GENERATED, GeneratedLayer, Linear
 
@@ -33,8 +33,10 @@ def test_its_arguments_are_torchs() -> None:
 
 def test_its_text_is_torchs_and_how_it_runs() -> None:
     text = repr(Linear(4096, 4096, config=GeneratorConfig(order="blocked"), device="meta"))
-    assert "in_features=4096, out_features=4096, bias=True, runs factored" in text
-    assert "(generator): Generator(" in text
+    assert "in_features=4096, out_features=4096, bias=True" in text
+    assert "runs factored" in text
+    assert "ttn of 216 for 16,777,216, order='blocked'" in text
+    assert "\n" not in text
 
 
 def test_its_parameters_are_the_generators_and_the_bias() -> None:
@@ -68,9 +70,9 @@ def test_the_weight_follows_the_generator() -> None:
     layer = Linear(20, 30, dtype=torch.float64)
     before = layer.weight
     layer.weight.square().sum().backward()
-    assert layer.generator.root.grad is not None
+    assert layer.root.grad is not None
     with torch.no_grad():
-        layer.generator.expand.get_parameter(str(len(layer.generator.schedule) - 1)).mul_(2)
+        layer.expand.get_parameter(str(len(layer.schedule) - 1)).mul_(2)
     assert not torch.allclose(layer.weight, before)
 
 
@@ -85,9 +87,9 @@ def test_from_dense_keeps_bias_mode_and_dtype(dtype: torch.dtype, training: bool
     layer = Linear.from_dense(dense, GeneratorConfig(topology="mera"))
     assert layer.bias is dense.bias
     assert layer.training is training
-    assert layer.generator.training is training
+    assert layer.training is training
     assert {p.dtype for p in layer.parameters()} == {dtype}
-    assert layer.generator.config == GeneratorConfig(topology="mera")
+    assert layer.config == GeneratorConfig(topology="mera")
     assert (layer.in_features, layer.out_features) == (20, 30)
     x = torch.randn(2, 20, dtype=dtype)
     torch.testing.assert_close(layer(x), F.linear(x, layer.weight, dense.bias))
@@ -101,17 +103,17 @@ def test_from_dense_takes_a_layer_on_the_meta_device() -> None:
     assert layer(torch.randn(2, 20)).isfinite().all()
 
 
-def test_from_dense_takes_an_existing_generator_and_an_execution() -> None:
-    generator = Generator((64, 64))
-    first, second = (Linear.from_dense(nn.Linear(64, 64), generator=generator, execution="dense") for _ in range(2))
-    assert first.generator is second.generator
+def test_from_dense_shares_root_and_cores_and_takes_an_execution() -> None:
+    first = Linear.from_dense(nn.Linear(64, 64), execution="dense")
+    second = Linear.from_dense(nn.Linear(64, 64), share=first, execution="dense")
+    assert first.root is second.root
     assert first.execution == "dense"
     assert torch.equal(first.weight, second.weight)
 
 
-def test_from_dense_refuses_a_generator_of_another_shape() -> None:
+def test_from_dense_refuses_to_share_with_another_shape() -> None:
     with pytest.raises(ShapeError, match=r"\(30, 20\)"):
-        Linear.from_dense(nn.Linear(20, 30), generator=Generator((20, 30)))
+        Linear.from_dense(nn.Linear(20, 30), share=Linear(30, 20))
 
 
 def test_from_dense_keeps_a_frozen_bias() -> None:
@@ -203,8 +205,8 @@ def test_to_dense_shares_nothing_with_the_layer() -> None:
 
 def test_there_and_back_again() -> None:
     layer = Linear(20, 30, config=GeneratorConfig(topology="attn"), execution="dense")
-    again = Linear.from_dense(layer.to_dense(), layer.generator.config)
-    again.generator.load_state_dict(layer.generator.state_dict())
+    again = Linear.from_dense(layer.to_dense(), layer.config)
+    again.load_state_dict(layer.state_dict())
     x = torch.randn(2, 20)
     torch.testing.assert_close(again(x), layer(x))
 
@@ -214,12 +216,12 @@ def test_there_and_back_again() -> None:
 
 def test_reset_parameters_draws_generator_and_bias_anew() -> None:
     layer = Linear(100, 5000)
-    root, bias = layer.generator.root.detach().clone(), layer.bias
+    root, bias = layer.root.detach().clone(), layer.bias
     assert bias is not None
     with torch.no_grad():
         bias.fill_(7.0)
     layer.reset_parameters()
-    assert not torch.equal(layer.generator.root, root)
+    assert not torch.equal(layer.root, root)
     assert float(bias.detach().abs().max()) == pytest.approx(0.1, rel=1e-2)
 
 

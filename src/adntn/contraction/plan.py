@@ -323,7 +323,7 @@ def plan_split(level: Level, tensorization: Tensorization) -> Split | None:
 
     outer, inner = (_side(level, mine[frozenset([axis])], sides[axis]) for axis in (OUT, IN))
     axes = [mode.axis for mode in tensorization.modes]
-    if axes != sorted(axes) and (outer.size_in >= outer.size_out[0] or inner.size_in >= inner.size_out[0]):
+    if axes != sorted(axes) and (outer.size_in >= tensorization.axes[OUT] or inner.size_in >= tensorization.axes[IN]):
         return None
     centre = _Circuit(level, wires, num_axes=len(tensorization.axes)).plan(inputs)
     crop = _crop(tensorization)

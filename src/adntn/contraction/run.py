@@ -80,7 +80,7 @@ def _matrix(segment: Segment, cores: Cores, wanted: Axes, like: Tensor) -> Tenso
             return None
         matrix = torch.eye(size_out, dtype=like.dtype, device=like.device).expand(like.shape[0], -1, -1)
     if segment.columns is not None:
-        matrix = matrix.index_select(2, index_tensor(segment.columns, like.device))
+        matrix = matrix.index_select(2, torch.tensor(segment.columns, device=like.device))
     if wanted != segment.released:
         shaped = matrix.reshape(*matrix.shape[:2], segment.held, *segment.released)
         for axis, size in enumerate(wanted):
@@ -121,19 +121,6 @@ def _kron(x: Tensor, y: Tensor) -> Tensor:  # shapes: (*batch, a, b), (*batch, c
     return product.reshape(*product.shape[:-4], x.shape[-2] * y.shape[-2], x.shape[-1] * y.shape[-1])
 
 
-_INDICES: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}
-
-
-def index_tensor(values: tuple[int, ...], device: torch.device) -> Tensor:
-    """Return an index tensor; kept between calls, but for a trace, where it becomes a constant of the graph."""
-    if torch.compiler.is_compiling() or torch.compiler.is_exporting():
-        return torch.tensor(values, device=device)
-    key = (values, device)
-    if key not in _INDICES:
-        _INDICES[key] = torch.tensor(values, device=device)
-    return _INDICES[key]
-
-
 def in_digit_order(state: Tensor, tensorization: Tensorization, axes: Sequence[int], first_dim: int) -> Tensor:
     """Put indices right where an explicit order has an axis' digits out of order; crop those axes.
 
@@ -146,7 +133,8 @@ def in_digit_order(state: Tensor, tensorization: Tensorization, axes: Sequence[i
     for dim, axis in enumerate(axes, start=first_dim):
         permutation = tensorization.digit_permutation(axis)
         if permutation is not None:
-            state = state.index_select(dim, index_tensor(permutation[: tensorization.axes[axis]], state.device))
+            index = torch.tensor(permutation[: tensorization.axes[axis]], device=state.device)
+            state = state.index_select(dim, index)
     return state
 
 

@@ -14,6 +14,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from adntn.generator import GeneratorModule
+
 __all__ = ["keep", "keeping"]
 
 Value = TypeVar("Value")
@@ -26,29 +28,29 @@ class _Kept:
     users: int = 0
     stamps: tuple[tuple[int, int], ...] = ()
     copies: tuple[Tensor, ...] = ()
-    values: dict[str, object] = field(default_factory=dict)
+    values: dict[str, tuple[object, tuple[int, ...]]] = field(default_factory=dict)
 
 
 _KEPT: WeakKeyDictionary[nn.Module, _Kept] = WeakKeyDictionary()
 
 
 @contextlib.contextmanager
-def keeping(generators: Iterable[nn.Module]) -> Iterator[None]:
+def keeping(generators: Iterable[GeneratorModule]) -> Iterator[None]:
     """Keep what the generators make until the block ends. Blocks may be nested."""
     mine = list(dict.fromkeys(generators))
     for generator in mine:
-        _KEPT.setdefault(generator, _Kept()).users += 1
+        _KEPT.setdefault(_key(generator), _Kept()).users += 1
     try:
         yield
     finally:
         for generator in mine:
-            kept = _KEPT[generator]
+            kept = _KEPT[_key(generator)]
             kept.users -= 1
             if not kept.users:
-                del _KEPT[generator]
+                del _KEPT[_key(generator)]
 
 
-def keep(generator: nn.Module, name: str, make: Callable[[], Value]) -> Value:
+def keep(generator: GeneratorModule, name: str, make: Callable[[], Value]) -> Value:
     """Return ``make()``, or what it returned before if that is kept and still true.
 
     A value is made anew whenever a parameter was written or replaced since. Where a gradient may be wanted nothing
@@ -56,21 +58,42 @@ def keep(generator: nn.Module, name: str, make: Callable[[], Value]) -> Value:
     """
     if torch.compiler.is_compiling() or torch.is_grad_enabled() or not _KEPT:
         return make()
-    kept = _KEPT.get(generator)
+    kept = _KEPT.get(_key(generator))
     if kept is None:
         return make()
-    parameters = tuple(generator.parameters())
-    stamps = tuple(_stamp(p) for p in parameters)
+    parameters = tuple(parameter for _, parameter in generator.generator_parameters())
+    try:
+        stamps = tuple(_stamp(p) for p in parameters)
+    except RuntimeError:
+        return make()  # parameters without memory: on the meta device, or inside torch.func
     if stamps != kept.stamps or not _same(parameters, kept.copies):
         kept.stamps, kept.values = stamps, {}
         kept.copies = tuple(p.detach().clone() for p in parameters)
-    if name not in kept.values:
-        kept.values[name] = make()
-    return kept.values[name]  # type: ignore[return-value]
+    value, versions = kept.values.get(name, (None, None))
+    if versions is None or versions != _versions(value):  # written into by whoever had it
+        value = make()
+        kept.values[name] = (value, _versions(value))
+    return value  # type: ignore[return-value]
+
+
+def _versions(value: object) -> tuple[int, ...]:
+    tensors = value if isinstance(value, tuple) else (value,)
+    return tuple(_version(t) for t in tensors if isinstance(t, Tensor))
+
+
+def _version(tensor: Tensor) -> int:
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def _key(generator: GeneratorModule) -> nn.Module:
+    # Layers that share root and cores hold one and the same module of cores, and so share what is kept.
+    return generator.expand
 
 
 def _stamp(parameter: Tensor) -> tuple[int, int]:
-    return (parameter.data_ptr(), -1 if parameter.is_inference() else parameter._version)
+    if parameter.is_meta:
+        raise RuntimeError("no memory")
+    return (parameter.data_ptr(), _version(parameter))
 
 
 def _same(parameters: tuple[Tensor, ...], copies: tuple[Tensor, ...]) -> bool:

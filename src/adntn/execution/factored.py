@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -21,8 +23,8 @@ def linear(
     hidden = F.linear(x, b.mT.reshape(groups * inner, -1))
     if groups == 1:
         return F.linear(F.linear(hidden, c[0]), a[0], bias)
-    rows = hidden.reshape(-1, groups, inner).transpose(0, 1)
-    y = (rows @ c.mT @ a.mT).transpose(0, 1).reshape(*x.shape[:-1], -1)
+    rows = hidden.reshape(math.prod(x.shape[:-1]), groups, inner).transpose(0, 1)
+    y = (rows @ c.mT @ a.mT).transpose(0, 1).reshape(*x.shape[:-1], groups * a.shape[1])
     return y if bias is None else y + bias.to(y.dtype)
 
 

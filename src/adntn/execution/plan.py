@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 from adntn.errors import ConfigError, check_choice
-from adntn.generator import Generator
+from adntn.generator import GeneratorModule
 
 __all__ = ["EXECUTIONS", "Way", "choose"]
 
@@ -36,13 +36,14 @@ class Way:
         return self.name
 
 
-def choose(execution: str, generator: Generator, *, splits_input: bool = False) -> Way:
+def choose(execution: str, generator: GeneratorModule, *, splits_input: bool = False, stride: int = 1) -> Way:
     """Choose the way of a layer.
 
     Args:
         execution: ``"auto"``, ``"factored"`` or ``"dense"``.
-        generator: that makes the layer's weight.
+        generator: the layer, or a generator on its own.
         splits_input: whether the layer has convolution groups, which each see only a part of the input channels.
+        stride: input positions an output position, of a strided convolution.
 
     Raises:
         ConfigError: an unknown execution, or ``"factored"`` where the weight has no split.
@@ -61,16 +62,16 @@ def choose(execution: str, generator: Generator, *, splits_input: bool = False) 
         return Way("factored", "asked for")
     if obstacle is not None:
         return Way("dense", obstacle)
-    dense, factored = multiply_adds(generator)
+    dense, factored = multiply_adds(generator, stride)
     way = "factored" if factored < _WORTHWHILE * dense else "dense"
     return Way(way, f"{factored:,} multiply-adds an output position factored, {dense:,} dense")
 
 
-def multiply_adds(generator: Generator) -> tuple[int, int]:
+def multiply_adds(generator: GeneratorModule, stride: int = 1) -> tuple[int, int]:
     """Return the multiply-adds of one output position: with the whole weight, and with the factors."""
-    out, columns, *kernel = generator.shape
+    out, columns, *kernel = generator.blueprint.shape
     dense = out * columns * math.prod(kernel)
     if generator.ranks is None:
         return dense, dense
     (outer, inner), groups = generator.ranks, generator.config.groups
-    return dense, groups * (columns * inner + outer * inner * math.prod(kernel)) + out * outer
+    return dense, groups * (stride * columns * inner + outer * inner * math.prod(kernel)) + out * outer

@@ -45,16 +45,17 @@ class Deleted(nn.Module):
 
     def _size(self, size: int, axis: int) -> int:
         kernel, stride, padding, dilation = self._options
-        if isinstance(padding, str):
-            return size if padding == "same" else size - dilation[axis] * (kernel[axis] - 1)
-        return (size + 2 * padding[axis] - dilation[axis] * (kernel[axis] - 1) - 1) // stride[axis] + 1
+        if padding == "same":
+            return size
+        border = 0 if isinstance(padding, str) else padding[axis]
+        return (size + 2 * border - dilation[axis] * (kernel[axis] - 1) - 1) // stride[axis] + 1
 
     def extra_repr(self) -> str:
         return f"outputs={self.outputs}"
 
 
 def delete_(model: nn.Module, names: Iterable[str]) -> None:
-    """Replace layers, in place, by :class:`Deleted`.
+    """Replace layers, in place and wherever they stand in the model, by :class:`Deleted`.
 
     Raises:
         CompressionError: a layer is neither linear nor a 2-d convolution.
@@ -65,8 +66,11 @@ def delete_(model: nn.Module, names: Iterable[str]) -> None:
             raise CompressionError(
                 f"{name!r} is a {type(layer).__name__}; only linear layers and 2-d convolutions can be deleted."
             )
-        parent, _, attribute = name.rpartition(".")
-        setattr(model.get_submodule(parent), attribute, Deleted(layer))
+        gone = Deleted(layer)
+        for parent in list(model.modules()):
+            for attribute, child in list(parent._modules.items()):
+                if child is layer:
+                    setattr(parent, attribute, gone)
 
 
 def freeze_weights_(model: nn.Module, names: Iterable[str]) -> None:

@@ -17,6 +17,7 @@ from torch.utils import benchmark
 
 from adntn.checkpoint import load, save
 from adntn.compress import cached, compress_, select
+from adntn.errors import ConfigError
 from adntn.experiments.controls import delete_, freeze_weights_
 from adntn.experiments.data import ImageData, load_data, normalize
 from adntn.experiments.models import DEFAULT_TARGETS, model_builder
@@ -79,16 +80,22 @@ def run_job(job: Job, folder: Path, *, download: bool = False, tell: Tell = lamb
         tell: called with the progress.
 
     Raises:
+        ConfigError: the device is not there, or an option does not fit a layer.
         RunFolderError: the folder holds something else, or another job.
         DataError: the data cannot be read.
         ModelError: the model cannot be built.
         CompressionError: a target does not fit the model.
     """
+    if job.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device='cuda' is not possible here: torch sees no CUDA device.")
     if job.threads is not None:
         torch.set_num_threads(job.threads)
     data = load_data(job.data, download=download).limit(job.train_limit, job.test_limit)
     build = model_builder(job.model, data.image_shape, data.num_classes)
     names = chosen_layers(job, build())
+    for topology in job.topologies:
+        # What cannot be built is said now, not after the dense networks have been trained.
+        variant_model(job, build, names, topology, job.seeds[0])
     run = RunFolder(folder)
     run.claim(job, data)
     rows = run.rows()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,10 @@ __all__ = ["DEFAULT_TARGETS", "MODELS", "ModelError", "model_builder", "small_cn
 
 ImageShape = tuple[int, int, int]  # channels, height, width
 Builder = Callable[[], nn.Module]
+
+# Where a model is only looked at, there is no data to say these.
+_USUAL_SHAPE: ImageShape = (1, 28, 28)
+_USUAL_CLASSES = 10
 
 
 class ModelError(AdntnError, ValueError):
@@ -119,8 +125,8 @@ def model_builder(spec: str, image_shape: ImageShape | None, num_classes: int | 
         spec: a reference model's name, or ``path/to/file.py:function``. The function may take ``image_shape``,
             ``in_channels`` and ``num_classes`` by name; they are passed if it does. The file is run, so it must be
             one that you trust.
-        image_shape: channels, height, width of the data, if known.
-        num_classes: classes of the data, if known.
+        image_shape: channels, height, width of the data, if known; else 1, 28, 28 where the model must have them.
+        num_classes: classes of the data, if known; else 10 likewise.
 
     Raises:
         ModelError: no such model, file or function, or it returns no ``nn.Module``.
@@ -132,7 +138,7 @@ def model_builder(spec: str, image_shape: ImageShape | None, num_classes: int | 
                 f"{nearest(spec, MODELS)}"
             )
         function: Callable[..., nn.Module] = MODELS[spec]
-        shape, classes = image_shape or (1, 28, 28), num_classes or 10
+        shape, classes = image_shape or _USUAL_SHAPE, num_classes or _USUAL_CLASSES
         return lambda: function(shape, classes)
     function = _from_file(spec)
     facts = {
@@ -140,15 +146,20 @@ def model_builder(spec: str, image_shape: ImageShape | None, num_classes: int | 
         "in_channels": image_shape[0] if image_shape else None,
         "num_classes": num_classes,
     }
-    takes = inspect.signature(function).parameters
-    passed = {name: value for name, value in facts.items() if name in takes and value is not None}
-    missing = [
-        name
-        for name, parameter in takes.items()
-        if parameter.default is parameter.empty
-        and name not in passed
-        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-    ]
+    usual = {"image_shape": _USUAL_SHAPE, "in_channels": _USUAL_SHAPE[0], "num_classes": _USUAL_CLASSES}
+    passed: dict[str, Any] = {}
+    missing = []
+    for name, parameter in inspect.signature(function).parameters.items():
+        if facts.get(name) is not None:
+            passed[name] = facts[name]
+        elif parameter.default is parameter.empty and parameter.kind not in (
+            parameter.VAR_POSITIONAL,
+            parameter.VAR_KEYWORD,
+        ):
+            if name in usual:
+                passed[name] = usual[name]
+            else:
+                missing.append(name)
     if missing:
         raise ModelError(
             f"{spec}: the function needs {', '.join(missing)}; it can be given {', '.join(facts)}, "
@@ -156,7 +167,12 @@ def model_builder(spec: str, image_shape: ImageShape | None, num_classes: int | 
         )
 
     def build() -> nn.Module:
-        model = function(**passed)
+        try:
+            model = function(**passed)
+        except AdntnError:
+            raise
+        except Exception as error:
+            raise ModelError(f"{spec} cannot build its model: {type(error).__name__}: {error}") from error
         if not isinstance(model, nn.Module):
             raise ModelError(f"{spec} returned a {type(model).__name__}, not an nn.Module.")
         return model
@@ -173,9 +189,11 @@ def _from_file(spec: str) -> Callable[..., nn.Module]:
     if loader is None or loader.loader is None:
         raise ModelError(f"{file!r} is not a Python file.")
     module = importlib.util.module_from_spec(loader)
+    sys.modules[module.__name__] = module  # dataclasses, for one, look their module up there
     try:
         loader.loader.exec_module(module)
     except Exception as error:
+        del sys.modules[module.__name__]
         raise ModelError(f"{file!r} cannot be run: {type(error).__name__}: {error}") from error
     functions = [n for n, f in vars(module).items() if inspect.isfunction(f) and f.__module__ == module.__name__]
     if not name:

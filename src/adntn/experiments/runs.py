@@ -25,6 +25,7 @@ from adntn.training.classify import Recipe
 __all__ = ["CONTROLS", "Job", "Row", "RunFolder", "RunFolderError", "Timing", "environment", "model_file"]
 
 CONTROLS = ("deleted", "frozen-dense", "frozen-tree")
+DEVICES = ("cpu", "cuda")
 
 
 class RunFolderError(AdntnError, RuntimeError):
@@ -64,12 +65,29 @@ class Job:
     threads: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("model", "data"):
+            if not isinstance(getattr(self, name), str) or not getattr(self, name):
+                raise ConfigError(f"{name}={getattr(self, name)!r} is not a name.")
+        for name in ("targets", "topologies", "controls", "seeds"):
+            value = getattr(self, name)
+            if not isinstance(value, (tuple, list)):
+                raise ConfigError(f"{name}={value!r} is not a list.")
+            object.__setattr__(self, name, tuple(value))
+            if len(set(value)) != len(value):
+                raise ConfigError(f"{name}={value!r} is not possible; give each once.")
         for topology in self.topologies:
             check_choice("topology", topology, TOPOLOGIES)
         for control in self.controls:
             check_choice("control", control, CONTROLS)
-        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
-            raise ConfigError(f"seeds={self.seeds!r} is not possible; give at least one, each once.")
+        if not self.seeds or not all(type(seed) is int and 0 <= seed < 2**32 for seed in self.seeds):
+            raise ConfigError(
+                f"seeds={self.seeds!r} is not possible; give at least one, each a whole number from 0 to 4294967295."
+            )
+        for name in ("train_limit", "test_limit", "threads"):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < 1):
+                raise ConfigError(f"{name}={value!r} is not possible; give a whole number of at least 1.")
+        check_choice("device", self.device, DEVICES)
         if "frozen-tree" in self.controls and not self.topologies:
             raise ConfigError("the control 'frozen-tree' needs a topology to freeze.")
 
@@ -197,9 +215,12 @@ class RunFolder:
                     f"{self.path} holds a run with other settings (see its config.json); choose another --out, "
                     f"or go on with it by --resume {self.path}."
                 )
-        elif self.path.exists() and any(self.path.iterdir()):
+        elif self.path.is_dir() and any(self.path.iterdir()):
             raise RunFolderError(f"{self.path} is not empty and is no run folder; choose another --out.")
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunFolderError(f"cannot make the folder {self.path}: {error.strerror}.") from None
         _write_json(config, job.to_dict())
         _write_json(self.path / "environment.json", environment(data))
 
@@ -213,8 +234,11 @@ class RunFolder:
         if not config.is_file():
             raise RunFolderError(f"{self.path} is no run folder: it has no config.json.")
         try:
-            return Job.from_dict(json.loads(config.read_text()))
-        except (ValueError, TypeError) as error:
+            values = json.loads(config.read_text())
+            if not isinstance(values, dict):
+                raise TypeError("it is not what this library writes")
+            return Job.from_dict(values)
+        except (ValueError, TypeError, AttributeError) as error:
             raise RunFolderError(f"{config} cannot be read: {error}") from None
 
     def rows(self) -> list[Row]:

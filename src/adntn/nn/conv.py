@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
@@ -10,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adntn.execution import factored
-from adntn.generator import Generator
 from adntn.nn._generated import GeneratedLayer
 from adntn.topology import GeneratorConfig
 
@@ -50,13 +48,7 @@ class Conv2d(GeneratedLayer, nn.Conv2d):  # type: ignore[override, misc]  # the 
         template = nn.Conv2d(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device="meta"
         )
-        generator = Generator(tuple(template.weight.shape), config, device=device, dtype=dtype)
-        if bias:
-            template.bias = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype))
-        self._adopt(template, generator, execution)
-        if self.bias is not None and not self.bias.is_meta:
-            bound = math.prod(generator.shape[1:]) ** -0.5
-            nn.init.uniform_(self.bias, -bound, bound)
+        self._build(template, config, execution, device, dtype)
 
     def forward(self, input: Tensor) -> Tensor:  # shape: (*batch, in, H, W) -> (*batch, out, H', W'), batch optional
         if self._way.name == "dense":

@@ -7,9 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adntn.execution import factored
-from adntn.generator import Generator
 from adntn.nn._generated import GeneratedLayer
-from adntn.topology import GeneratorConfig
+from adntn.topology import Blueprint, GeneratorConfig
 
 __all__ = ["Linear"]
 
@@ -44,13 +43,10 @@ class Linear(GeneratedLayer, nn.Linear):  # type: ignore[override, misc]  # the 
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        generator = Generator((out_features, in_features), config, device=device, dtype=dtype)
+        config = config if config is not None else GeneratorConfig()
+        Blueprint((out_features, in_features), config)  # refuses what torch's own layer would only warn of
         template = nn.Linear(in_features, out_features, bias, device="meta")
-        if bias:
-            template.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype))
-        self._adopt(template, generator, execution)
-        if self.bias is not None and not self.bias.is_meta:
-            nn.init.uniform_(self.bias, -(in_features**-0.5), in_features**-0.5)
+        self._build(template, config, execution, device, dtype)
 
     def forward(self, input: Tensor) -> Tensor:  # shape: (*batch, in_features) -> (*batch, out_features)
         if self._way.name == "factored":

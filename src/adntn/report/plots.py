@@ -32,7 +32,8 @@ def accuracy_plot(rows: Sequence[Row], title: str, path: Path) -> None:
     for number, variant in enumerate(variants):
         mine = [row for row in rows if row.variant == variant]
         colour, control = _COLOURS[number % len(_COLOURS)], variant in CONTROLS
-        sizes, accuracies = [row.model_trained for row in mine], [100 * row.accuracy for row in mine]
+        # A logarithmic axis has no place for a network that trains nothing.
+        sizes, accuracies = [max(row.model_trained, 1) for row in mine], [100 * row.accuracy for row in mine]
         axes.plot(
             sizes,
             accuracies,

@@ -26,7 +26,7 @@ class Summary:
         layer_ratio: the dense layers' numbers over the stored ones; None where nothing is stored.
         model_stored: parameters of the whole model.
         model_trained: how many of them are trained.
-        model_ratio: the dense model's parameters over the stored ones.
+        model_ratio: the dense model's parameters over the stored ones; None where nothing is stored.
         file_bytes: of the safetensors file.
         accuracy: mean over the seeds.
         deviation: over the seeds.
@@ -46,7 +46,7 @@ class Summary:
     layer_ratio: float | None
     model_stored: int
     model_trained: int
-    model_ratio: float
+    model_ratio: float | None
     file_bytes: int
     accuracy: float
     deviation: float | None
@@ -85,7 +85,7 @@ def _one(variant: str, group: Sequence[Row], dense: dict[int, Row], timing: Timi
         layer_ratio=reference.layer_stored / first.layer_stored if first.layer_stored else None,
         model_stored=first.model_stored,
         model_trained=first.model_trained,
-        model_ratio=reference.model_stored / first.model_stored,
+        model_ratio=reference.model_stored / first.model_stored if first.model_stored else None,
         file_bytes=first.file_bytes,
         accuracy=statistics.mean(accuracies),
         deviation=_deviation(accuracies),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -38,7 +39,7 @@ class Recipe:
 
     epochs: int = 30
     batch_size: int = 128
-    lr: float = 5e-3
+    lr: float = 2e-2
     weight_decay: float = 1e-2
     label_smoothing: float = 0.0
     augment: bool = False
@@ -48,8 +49,15 @@ class Recipe:
         for name, value in asdict(self).items():
             if name in ("epochs", "batch_size") and (type(value) is not int or value < 1):
                 raise ConfigError(f"{name}={value!r} is not possible; give a whole number of at least 1.")
-            if name in ("lr", "clip") and not (isinstance(value, (int, float)) and 0 < value < math.inf):
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if name in ("lr", "clip") and not (number and 0 < value < math.inf):
                 raise ConfigError(f"{name}={value!r} is not possible; give a positive number.")
+            if name == "weight_decay" and not (number and 0 <= value < math.inf):
+                raise ConfigError(f"{name}={value!r} is not possible; give 0 or a positive number.")
+            if name == "label_smoothing" and not (number and 0 <= value < 1):
+                raise ConfigError(f"{name}={value!r} is not possible; give a number of at least 0 and below 1.")
+            if name == "augment" and not isinstance(value, bool):
+                raise ConfigError(f"{name}={value!r} is not possible; give true or false.")
 
 
 class Batches:
@@ -160,7 +168,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
     Cores are not decayed: a weight is a product of many of them, so a small decay of each is a large one of the weight.
     """
-    generated = {id(p) for m in model.modules() if isinstance(m, GeneratedLayer) for p in m.generator.parameters()}
+    layers = [m for m in model.modules() if isinstance(m, GeneratedLayer)]
+    generated = {id(p) for layer in layers for _, p in layer.generator_parameters()}
     trained = [p for p in model.parameters() if p.requires_grad]
     decayed = [p for p in trained if p.ndim >= 2 and id(p) not in generated]
     rest = [p for p in trained if p.ndim < 2 or id(p) in generated]
@@ -188,7 +197,7 @@ class _Ticker(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert isinstance(module, _Classifier)
-        self.tell(trainer.current_epoch + 1, module.curve[-1])
+        self.tell(trainer.current_epoch + 1 if module.steps else module.recipe.epochs, module.curve[-1])
 
 
 def fit(
@@ -205,7 +214,7 @@ def fit(
     evaluate_every: int = 1,
     tell: Callable[[int, float], None] = lambda epoch, accuracy: None,
 ) -> Fitted:
-    """Train a model in place.
+    """Train a model in place; one that has nothing to train is only looked at, once.
 
     Args:
         model: takes normalised images ``(batch, C, H, W)`` and returns logits ``(batch, num_classes)``.
@@ -217,18 +226,22 @@ def fit(
         num_classes: classes of the labels.
         seed: of the order of the batches and of the augmentation.
         device: ``"cpu"`` or ``"cuda"``.
-        evaluate_every: epochs between two looks at the test images; the last epoch is always among them.
+        evaluate_every: epochs between two looks at the test images; the last epoch is always among them, so where
+            this does not divide the epochs, their greatest common divisor takes its place.
         tell: called after each look with the epochs done and the test accuracy.
     """
     pl.seed_everything(seed, verbose=False)
     batches = Batches(*train, recipe.batch_size, shuffle=seed)
-    steps = recipe.epochs * len(batches)
+    trainable = any(p.requires_grad for p in model.parameters())
+    steps = recipe.epochs * len(batches) if trainable else 0
     module = _Classifier(model, recipe, num_classes, mean, std, steps)
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     with warnings.catch_warnings():
         # Lightning advises more loader processes; the images are in memory and need none.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
+        # Lightning walks batches with a pytree check that torch has since renamed.
+        warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", category=FutureWarning)
         trainer = pl.Trainer(
             accelerator="cpu" if device == "cpu" else "gpu",
             devices=1,
@@ -242,6 +255,18 @@ def fit(
             check_val_every_n_epoch=math.gcd(evaluate_every, recipe.epochs),
             callbacks=[_Ticker(tell)],
         )
-        trainer.fit(module, batches, Batches(*test, 1024))
+        looks = Batches(*test, 1024)
+        before = signal.getsignal(signal.SIGINT)
+        try:
+            if trainable:
+                trainer.fit(module, batches, looks)
+            else:
+                trainer.validate(module, looks, verbose=False)
+        except SystemExit as leaving:
+            # Lightning makes Ctrl+C an exit of the program, and is deaf to the next one.
+            if not isinstance(leaving.__context__, KeyboardInterrupt):
+                raise
+            signal.signal(signal.SIGINT, before)
+            raise KeyboardInterrupt from None
     model.to("cpu")
     return Fitted(module.curve[-1], module.loss, tuple(module.curve), module.training_seconds, steps)

@@ -1,0 +1,355 @@
+"""Thousands of damaged files: each loads to what was saved, or is refused by the library's own error."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import json
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load as load_bytes
+from safetensors.torch import save as save_bytes
+from torch import Tensor, nn
+
+import adntn
+from adntn import AdntnError, GeneratorConfig, checkpoint
+
+CONFIG = GeneratorConfig(topology="mera", order="blocked", activation="prelu", latent_order=1)
+
+Json = Any
+Rewrite = Callable[[random.Random, bytes], bytes]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_objects() -> Iterator[None]:
+    """Keep what stands in memory already out of the search for optimisers, which else takes most of the time here."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+# --- damage -----------------------------------------------------------------------------------------------------------
+
+VALUES: tuple[Json, ...] = (
+    *(0, 1, 2, 3, -1, 7, 255, 2**31, 2**32 + 1, 2**63 - 1, 2**64, 10**30, 10**400, 0.5, 1e308, float("nan")),
+    *(None, True, False, "", "x", "8", "F64", "I64", "mera", "dense", "factored", "conv", "first", "first.root"),
+    *([], [0], [8, 8], [0, 2**62], [[]], [None], {}, {"x": 1}, {"first": "second"}, "\x00", "\ud800", "é" * 50),
+)
+DTYPES = (
+    "BOOL",
+    "U8",
+    "I8",
+    "F8_E4M3",
+    "F8_E5M2",
+    "U16",
+    "F16",
+    "BF16",
+    "I32",
+    "U32",
+    "F32",
+    "F64",
+    "C64",
+    "I64",
+    "U64",
+    "F4",
+    "?",
+)
+
+
+def spots(value: Json) -> list[tuple[Json, Json]]:
+    """Return every (container, key) inside nested lists and dicts."""
+    keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else []
+    return [(value, key) for key in keys] + [spot for key in keys for spot in spots(value[key])]
+
+
+def disturb(rng: random.Random, value: Json) -> None:
+    """Change one thing in nested lists and dicts: a value, a key, an entry too many or too few."""
+    container, key = rng.choice(spots(value))
+    match rng.randrange(6):
+        case 0:
+            del container[key]
+        case 1 if isinstance(container, dict):
+            container[rng.choice(["", "x", "first", "first.root", "__metadata__", key + "s"])] = container.pop(key)
+        case 2:
+            other, other_key = rng.choice(spots(value))
+            container[key] = copy.deepcopy(other[other_key])
+        case 3 if type(container[key]) is int:
+            container[key] += rng.choice([-1, 1, 4, 2**40])
+        case _:
+            container[key] = copy.deepcopy(rng.choice(VALUES))
+
+
+def split(content: bytes) -> tuple[Json, bytes]:
+    end = 8 + int.from_bytes(content[:8], "little")
+    return json.loads(content[8:end]), content[end:]
+
+
+def join(header: Json, data: bytes) -> bytes:
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def sign(header: Json, tensors: dict[str, Tensor]) -> bytes:
+    text = json.dumps(header)
+    metadata = {"format": "pt", "adntn": text, "adntn.sha256": checkpoint._digest(text, tensors)}
+    return save_bytes(tensors, metadata)
+
+
+def flip_bits(rng: random.Random, content: bytes) -> bytes:
+    changed = bytearray(content)
+    for _ in range(rng.choice([1, 1, 1, 2, 8, 100])):
+        changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
+    return bytes(changed)
+
+
+def set_bytes(rng: random.Random, content: bytes) -> bytes:
+    changed = bytearray(content)
+    start = rng.randrange(len(changed))
+    for i in range(start, min(len(changed), start + rng.choice([1, 1, 2, 8, 64]))):
+        changed[i] = rng.choice([0, 255, ord("9"), ord('"'), ord("}"), rng.randrange(256)])
+    return bytes(changed)
+
+
+def flip_in_header(rng: random.Random, content: bytes) -> bytes:
+    length = 8 + int.from_bytes(content[:8], "little")
+    return flip_bits(rng, content[:length]) + content[length:]
+
+
+def truncate(rng: random.Random, content: bytes) -> bytes:
+    return content[: rng.choice([rng.randrange(len(content)), rng.randrange(17), len(content) - rng.randrange(1, 9)])]
+
+
+def insert(rng: random.Random, content: bytes) -> bytes:
+    at = rng.choice([rng.randrange(len(content)), len(content)])
+    return content[:at] + rng.randbytes(rng.choice([1, 2, 4, 8, 1000])) + content[at:]
+
+
+def remove(rng: random.Random, content: bytes) -> bytes:
+    at = rng.randrange(len(content))
+    return content[:at] + content[at + rng.choice([1, 2, 4, 8, 100]) :]
+
+
+def splice(rng: random.Random, content: bytes) -> bytes:
+    start, at = rng.randrange(len(content)), rng.randrange(len(content))
+    piece = content[start : start + rng.choice([1, 4, 16, 256])]
+    return content[:at] + piece + content[at + len(piece) * rng.randrange(2) :]
+
+
+def edit_length(rng: random.Random, content: bytes) -> bytes:
+    length = int.from_bytes(content[:8], "little")
+    new = rng.choice(
+        [0, 1, 2, length - 1, length + 1, length + 8, length // 2, 10**8, 2**31, 2**63, 2**64 - 1, rng.getrandbits(64)]
+    )
+    return new.to_bytes(8, "little") + content[8:]
+
+
+def edit_header(rng: random.Random, content: bytes) -> bytes:
+    header, data = split(content)
+    for _ in range(rng.choice([1, 1, 1, 2, 4])):
+        disturb(rng, header)
+    return join(header, data)
+
+
+def edit_tensor_entry(rng: random.Random, content: bytes) -> bytes:
+    header, data = split(content)
+    entry = header[rng.choice([name for name in header if name != "__metadata__"])]
+    match rng.randrange(3):
+        case 0:
+            entry["dtype"] = rng.choice(DTYPES)
+        case 1:
+            entry["shape"] = [rng.choice([0, 1, 2, 8, 2**31, 2**62, -1]) for _ in range(rng.randrange(5))]
+        case _:
+            entry["data_offsets"] = [
+                rng.choice([0, 4, len(data), 2**40, 2**63, -4]) for _ in range(rng.choice([1, 2, 3]))
+            ]
+    return join(header, data)
+
+
+def edit_metadata(rng: random.Random, content: bytes) -> bytes:
+    header, data = split(content)
+    metadata = header["__metadata__"]
+    match rng.randrange(4):
+        case 0:
+            disturb(rng, metadata)
+        case 1:
+            inner = json.loads(metadata["adntn"])
+            disturb(rng, inner)
+            metadata["adntn"] = json.dumps(inner)
+        case 2:
+            metadata["adntn"] = rng.choice(
+                ["", "{}", "[" * 5000, "null", "1e999", '{"format":' * 900, '{"format": 2}', "9" * 5000]
+            )
+        case _:
+            metadata["adntn.sha256"] = rng.choice(["", "0" * 64, metadata["adntn.sha256"].upper()])
+    return join(header, data)
+
+
+def signed_header(rng: random.Random, content: bytes) -> bytes:
+    inner = json.loads(split(content)[0]["__metadata__"]["adntn"])
+    for _ in range(rng.choice([1, 1, 2, 4])):
+        disturb(rng, inner)
+    return sign(inner, load_bytes(content))
+
+
+def signed_config(rng: random.Random, content: bytes) -> bytes:
+    inner = json.loads(split(content)[0]["__metadata__"]["adntn"])
+    entry = inner["layers"][rng.choice(list(inner["layers"]))]
+    for _ in range(rng.choice([1, 1, 2])):
+        target = rng.choice([entry, entry["config"], entry["config"], inner["shared"], inner["aliases"]])
+        target[rng.choice(list(target))] = copy.deepcopy(rng.choice(VALUES))
+    return sign(inner, load_bytes(content))
+
+
+def signed_tensors(rng: random.Random, content: bytes) -> bytes:
+    inner, tensors = json.loads(split(content)[0]["__metadata__"]["adntn"]), load_bytes(content)
+    name = rng.choice(list(tensors))
+    tensor = tensors.pop(name)
+    match rng.randrange(7):
+        case 0:
+            pass  # gone
+        case 1:
+            tensors[rng.choice(["x", "first", "second.root", "first.weight", name + "s"])] = tensor
+        case 2:
+            tensors[name] = tensor.reshape(-1)[: rng.randrange(tensor.numel() + 1)].clone()
+        case 3:
+            tensors[name] = tensor.reshape(1, *tensor.shape, 1)
+        case 4:
+            kinds = (
+                torch.float64,
+                torch.float16,
+                torch.bfloat16,
+                torch.int64,
+                torch.uint8,
+                torch.bool,
+                torch.complex64,
+            )
+            tensors[name] = tensor.to(rng.choice([*kinds, torch.float8_e4m3fn, torch.float8_e5m2]))
+        case 5:
+            tensors[name] = torch.full_like(
+                tensor.float(), rng.choice([float("nan"), float("inf"), -float("inf"), 1e38])
+            )
+        case _:
+            tensors[name] = torch.rand_like(tensor.float()).to(tensor.dtype)
+    return sign(inner, tensors)
+
+
+UNSIGNED: tuple[Rewrite, ...] = (
+    *(flip_bits, set_bytes, flip_in_header, truncate, insert, remove, splice),
+    *(edit_length, edit_header, edit_tensor_entry, edit_metadata),
+)
+SIGNED: tuple[Rewrite, ...] = (signed_header, signed_config, signed_tensors)
+
+
+# --- what becomes of it -----------------------------------------------------------------------------------------------
+
+
+def build() -> nn.ModuleDict:
+    """Return a dense model with a convolution, scalar buffers, a tied weight, and one module in two places."""
+    first, second = nn.Linear(8, 8), nn.Linear(8, 8)
+    second.weight = first.weight
+    return nn.ModuleDict(
+        {"second": second, "first": first, "again": first, "conv": nn.Conv2d(2, 4, 3), "norm": nn.BatchNorm2d(4)}
+    )
+
+
+def values(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+@dataclass
+class Bench:
+    """A file that is whole, and models to load damaged ones into."""
+
+    content: bytes
+    saved: dict[str, Tensor]
+    models: dict[str, nn.Module]
+    path: Path
+
+    def judge(self, damaged: bytes, into: str) -> str:
+        """Load a damaged file; say what became of it, which is an assertion error if it should not."""
+        self.path.write_bytes(damaged)
+        model = copy.deepcopy(self.models[into])
+        start = time.monotonic()
+        try:
+            adntn.load(model, self.path)
+        except AdntnError as error:
+            assert str(error)
+            before, after = self.models[into].state_dict(), model.state_dict()
+            assert before.keys() == after.keys(), "refused, but the model has changed"
+            assert all(torch.equal(after[name], tensor) for name, tensor in before.items()), "refused, but changed"
+            outcome = "refused"
+        else:
+            state = values(model)
+            equal = state.keys() == self.saved.keys() and all(torch.equal(state[n], t) for n, t in self.saved.items())
+            assert all(bool(tensor.float().isfinite().all()) for tensor in state.values()), "not finite"
+            outcome = "equal" if equal else "other values"
+        assert time.monotonic() - start < 20, "took too long"
+        return outcome
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    torch.manual_seed(0)
+    model, path = build(), tmp_path / "model.safetensors"
+    adntn.compress_(model, CONFIG)
+    adntn.save(model, path)
+    torch.manual_seed(1)
+    compressed = build()
+    adntn.compress_(compressed, CONFIG)
+    return Bench(path.read_bytes(), values(model), {"dense": build(), "compressed": compressed}, path)
+
+
+def peak_memory() -> int:
+    resource = pytest.importorskip("resource")
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * (1 if sys.platform == "darwin" else 1024)
+
+
+def run(bench: Bench, number: int, seed: int) -> Counter[tuple[str, str]]:
+    seen: Counter[tuple[str, str]] = Counter()
+    for index in range(number):
+        rng = random.Random(f"{seed} {index}")
+        damage = rng.choice((*UNSIGNED, *UNSIGNED, *SIGNED, *SIGNED))
+        damaged = damage(rng, bench.content)
+        into = rng.choice(("dense", "compressed"))
+        try:
+            outcome = bench.judge(damaged, into)
+        except Exception as error:
+            raise AssertionError(
+                f"file {index} of seed {seed}, {damage.__name__}, into the {into} model: {error!r}"
+            ) from error
+        # A signed file may say other things; nobody but the library signs, and it never writes what it refuses.
+        assert outcome != "other values" or damage in SIGNED, f"file {index}, {damage.__name__}: loaded other values"
+        seen[damage.__name__, outcome] += 1
+    return seen
+
+
+def check(bench: Bench, number: int, seed: int) -> None:
+    assert bench.judge(bench.content, "dense") == bench.judge(bench.content, "compressed") == "equal"
+    before = peak_memory()
+    seen = run(bench, number, seed)
+    assert peak_memory() - before < 512 * 2**20
+    for damage in (*UNSIGNED, *SIGNED):
+        refused, total = (
+            seen[damage.__name__, "refused"],
+            sum(n for (name, _), n in seen.items() if name == damage.__name__),
+        )
+        assert refused > total / 3, f"{damage.__name__} does little damage: {refused} of {total} refused"
+
+
+def test_damaged_files_load_as_they_were_or_are_refused(bench: Bench) -> None:
+    check(bench, 400, seed=1)
+
+
+@pytest.mark.slow
+def test_ten_thousand_damaged_files_load_as_they_were_or_are_refused(bench: Bench) -> None:
+    check(bench, 10_000, seed=2)

@@ -636,8 +636,13 @@ WELL_SIGNED: dict[str, tuple[Edit, str]] = {
     "other tensor shape": (set_tensor(ROOT, lambda t: t[:, 1:].clone()), r"root has shape \(1, 31\) .* \(1, 32\)"),
     "same size, other shape": (set_tensor("conv.bias", lambda t: t.reshape(2, 4)), r"\(2, 4\).*\(8,\)"),
     "whole numbers": (set_tensor(ROOT, lambda t: t.to(torch.int32)), r"root is torch\.int32"),
-    "fractions in a counter": (set_tensor("norm.num_batches_tracked", lambda t: t + 0.5), "whole-number"),
+    "fractions in a counter": (
+        set_tensor("norm.num_batches_tracked", lambda t: t + 0.5),
+        r"float32 in the file and torch\.int64 in the model",
+    ),
     "complex numbers": (set_tensor("conv.bias", lambda t: t.to(torch.complex64)), "complex64"),
+    "too large": (set_tensor("conv.bias", lambda t: t.double() + 1e300), "conv.bias has .*too large for torch.float32"),
+    "eight bits": (set_tensor(ROOT, lambda t: nan_at_the_end(t).to(torch.float8_e4m3fn)), f"{ROOT} has NaN"),
     "NaN": (set_tensor(ROOT, nan_at_the_end), f"{ROOT} has NaN"),
     "NaN in a dense layer": (set_tensor("head.2.weight", nan_at_the_end), "head.2.weight has NaN"),
 }

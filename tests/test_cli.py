@@ -13,7 +13,8 @@ import torch
 from typer.testing import CliRunner, Result
 
 from adntn import __version__
-from adntn.cli import DEFAULT_EPOCHS, _job, _names, _seeds, app
+from adntn.cli import app
+from adntn.cli.options import DEFAULT_EPOCHS, make_job, parse_seeds, split_names
 from adntn.compress import compress_
 from adntn.errors import ConfigError
 from adntn.experiments.runs import Job, RunFolder
@@ -216,7 +217,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_comma_in_a_patterns_brackets_belongs_to_it(text: str | None, names: tuple[str, ...] | None) -> None:
-    assert _names(text) == names
+    assert split_names(text) == names
 
 
 @pytest.mark.parametrize(
@@ -235,19 +236,19 @@ def test_a_comma_in_a_patterns_brackets_belongs_to_it(text: str | None, names: t
 def test_seeds_are_a_number_or_a_list(given: Any, seeds: tuple[int, ...] | None) -> None:
     if seeds is None:
         with pytest.raises(ConfigError, match="neither a number of seeds"):
-            _seeds(given)
+            parse_seeds(given)
     else:
-        assert _seeds(given) == seeds
+        assert parse_seeds(given) == seeds
 
 
 def test_without_options_the_job_is_the_demo() -> None:
-    job = _job({}, Job)
+    job = make_job({}, Job)
     assert (job.model, job.data, job.topologies, job.seeds) == ("small-cnn", "digits", TOPOLOGIES, (0, 1, 2))
     assert job.controls == ("deleted", "frozen-dense", "frozen-tree")
     assert (job.recipe.epochs, job.threads) == (DEFAULT_EPOCHS, 1)
     assert job.config == GeneratorConfig()
-    assert _job({"data": "fashion-mnist"}, Job).threads is None
-    assert _job({"threads": 4}, Job).threads == 4
+    assert make_job({"data": "fashion-mnist"}, Job).threads is None
+    assert make_job({"threads": 4}, Job).threads == 4
 
 
 def test_every_generator_option_arrives() -> None:
@@ -262,7 +263,7 @@ def test_every_generator_option_arrives() -> None:
         "order": "1,0,2",
         "boundary_layers": 2,
     }
-    config = _job(options, Job).config
+    config = make_job(options, Job).config
     assert {name: getattr(config, name) for name in options} == options | {"order": (1, 0, 2)}
 
 

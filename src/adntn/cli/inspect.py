@@ -1,0 +1,100 @@
+"""Listing what a model could become, for the screen."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from adntn.cli.options import split_names
+from adntn.cli.screen import print_whole
+from adntn.compress import obstacle, select
+from adntn.contraction import Contraction
+from adntn.errors import AdntnError
+from adntn.topology import TOPOLOGIES, Blueprint, GeneratorConfig
+
+
+def run_inspect(
+    spec: str,
+    targets: str | None,
+    order: str | None,
+    radix: int,
+    bond_dim: int | None,
+    latent_order: int,
+    groups: int,
+    as_json: bool,
+) -> None:
+    """Run ``adntn inspect``.
+
+    Raises:
+        AdntnError: whatever is wrong with the options.
+    """
+    from adntn.experiments.models import model_builder
+
+    # On the meta device a model has shapes and no memory.
+    with torch.device("meta"):
+        network = model_builder(spec, None, None)()
+    wanted = set(select(network, split_names(targets) or ("re:.*",)))
+    base = GeneratorConfig(radix=radix, bond_dim=bond_dim, latent_order=latent_order, groups=groups)
+    base = base if order is None else base.replace(order=order)
+    rows = []
+    for name, module in network.named_modules():
+        own = sum(p.numel() for p in module.parameters(recurse=False))
+        if not own:
+            continue
+        row: dict[str, Any] = {"name": name, "kind": type(module).__name__, "parameters": own}
+        if name in wanted:
+            shape = tuple(module.weight.shape)
+            row |= {"weight": list(shape), "dense": module.weight.numel(), "stored": {}}
+            try:
+                for topology in TOPOLOGIES:
+                    blueprint = Blueprint(shape, base.replace(topology=topology))
+                    row["stored"][topology] = blueprint.num_parameters
+                    row.setdefault("schedule", list(blueprint.schedule))
+                    row.setdefault("padded", blueprint.tensorization.padded_size)
+                    row.setdefault("rank_bound", {})[topology] = Contraction(blueprint).rank_bound()
+            except AdntnError as error:
+                row["why_not"] = str(error)
+        else:
+            row["why_not"] = obstacle(module) or "not among the targets"
+        rows.append(row)
+    total = sum(p.numel() for p in network.parameters())
+    possible = [row for row in rows if "why_not" not in row]
+    saved = {t: sum(row["dense"] - row["stored"][t] for row in possible) for t in TOPOLOGIES}
+    whole = {"dense": total} | {t: total - saved[t] for t in TOPOLOGIES}
+    if as_json:
+        typer.echo(json.dumps({"model": spec, "layers": rows, "whole_model": whole}, indent=1))
+        return
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, collapse_padding=True)
+    for title in ("layer", "weight", "P", "padded", *TOPOLOGIES, "modes", "rank"):
+        table.add_column(title, justify="left" if title in ("layer", "weight", "modes") else "right", no_wrap=True)
+    for row in rows:
+        if "why_not" in row:
+            table.add_row(row["name"], row["kind"], f"{row['parameters']:,}", *[""] * 6, style="dim")
+            continue
+        bounds = [row["rank_bound"][t] for t in TOPOLOGIES]
+        table.add_row(
+            row["name"],
+            "x".join(map(str, row["weight"])),
+            f"{row['dense']:,}",
+            f"{row['padded']:,}",
+            *(f"{row['stored'][t]:,}" for t in TOPOLOGIES),
+            "-".join(map(str, row["schedule"])),
+            "/".join(map(str, bounds)) if len(set(bounds)) > 1 else str(bounds[0]),
+        )
+    table.add_section()
+    table.add_row("whole model", "", f"{total:,}", "", *(f"{whole[t]:,}" for t in TOPOLOGIES), "", "", style="bold")
+    console = Console()
+    print_whole(console, table)
+    console.print(
+        "P: numbers in the dense weight, and padded to powers of the radix. ttn, attn, mera: numbers stored instead.\n"
+        "modes: after each level of the tree. rank: the greatest that the generated weight can have (ttn/attn/mera).\n"
+        "Dim rows stay as they are; --json says why.",
+        style="dim",
+        highlight=False,
+    )

@@ -1,0 +1,121 @@
+"""Options as they stand on the command line and in a TOML file, and what they become."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from adntn.errors import ConfigError, nearest
+from adntn.topology import GeneratorConfig
+
+DEFAULT_EPOCHS = 30
+GENERATOR = (
+    "radix",
+    "bond_dim",
+    "latent_order",
+    "activation",
+    "order",
+    "groups",
+    "boundary_layers",
+    "initialization",
+    "norm",
+)
+RECIPE = ("epochs", "batch_size", "lr", "weight_decay", "label_smoothing", "augment", "clip")
+JOB = ("model", "data", "targets", "topologies", "controls", "seeds", "train_limit", "test_limit", "device", "threads")
+
+
+def split_names(text: str | None) -> tuple[str, ...] | None:
+    """Split a comma-separated list of names and patterns; ``"none"`` is the empty list."""
+    if text is None:
+        return None
+    # A comma inside a pattern's brackets or braces belongs to the pattern.
+    parts, depth, current = [], 0, ""
+    for character in text:
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and depth == 0:
+            parts.append(current)
+            current = ""
+        else:
+            current += character
+    names = tuple(part.strip() for part in (*parts, current) if part.strip())
+    return () if names == ("none",) else names
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read options from a file.
+
+    Raises:
+        ConfigError: it cannot be read, is not TOML, or has an unknown option.
+    """
+    try:
+        with path.open("rb") as file:
+            values = tomllib.load(file)
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}.") from None
+    known = [name for name in (*JOB, *GENERATOR, *RECIPE, "topology") if name != "topologies"]
+    for name in values:
+        if name.replace("-", "_") not in known:
+            raise ConfigError(
+                f"{path}: there is no option {name!r}; there are {', '.join(known)}.{nearest(name, known)}"
+            )
+    return {name.replace("-", "_"): value for name, value in values.items()}
+
+
+def make_job(options: dict[str, Any], job_type: Any) -> Any:
+    """Sort flat options, as they stand on the command line and in a TOML file, into a job."""
+    from adntn.training.classify import Recipe
+
+    options = dict(options)
+    for name in ("targets", "topology", "controls"):
+        value = options.get(name)
+        if isinstance(value, str):
+            options[name] = split_names(value)
+        elif value is not None and not (
+            isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
+        ):
+            raise ConfigError(f"{name}={value!r} is not a list of names.")
+    job: dict[str, Any] = {name: options[name] for name in JOB if name in options}
+    for name in ("targets", "controls"):
+        if name in job:
+            job[name] = tuple(job[name])
+    if "topology" in options:
+        job["topologies"] = tuple(options["topology"])
+    if "seeds" in options:
+        job["seeds"] = parse_seeds(options["seeds"])
+    generator = {name: options[name] for name in GENERATOR if name in options}
+    if generator.get("boundary_layers") == 2:
+        generator["topology"] = "attn"  # the only one that takes it; each variant's own topology is put in later
+    if isinstance(generator.get("order"), list):
+        generator["order"] = tuple(generator["order"])
+    if isinstance(generator.get("order"), str) and generator["order"][:1].isdigit():
+        try:
+            generator["order"] = tuple(int(i) for i in generator["order"].split(","))
+        except ValueError:
+            raise ConfigError(f"order={generator['order']!r} is neither a name nor a list of numbers.") from None
+    recipe = {"epochs": DEFAULT_EPOCHS} | {name: options[name] for name in RECIPE if name in options}
+    made = job_type(**job, config=GeneratorConfig(**generator), recipe=Recipe(**recipe))
+    # Threads that wait for each other cost more than they bring on images of 8x8.
+    return replace(made, threads=1) if made.threads is None and made.data == "digits" else made
+
+
+def parse_seeds(given: Any) -> tuple[int, ...]:
+    """Turn a number of seeds, or a list of them, into a list.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    try:
+        if type(given) is int:
+            return tuple(range(given))
+        if isinstance(given, str):
+            numbers = [int(part) for part in given.split(",")]
+            return tuple(range(numbers[0])) if len(numbers) == 1 else tuple(numbers)
+        return tuple(given)
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"seeds={given!r} is neither a number of seeds, as 3, nor a list of seeds, as 0,1,7."
+        ) from None

@@ -110,7 +110,7 @@ def test_a_model_comes_back(path: Path, config: GeneratorConfig, into: str) -> N
     assert load(given, str(path)) is given
     assert same(state(given), state(model))
     assert torch.equal(given(X), model(X))
-    assert adntn.report(given) == adntn.report(model)
+    assert adntn.describe(given) == adntn.describe(model)
     assert given.conv.config == config
     assert type(given.head[2]) is nn.Linear
 

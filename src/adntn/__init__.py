@@ -11,7 +11,8 @@ from __future__ import annotations
 from adntn import nn
 from adntn._version import __version__
 from adntn.checkpoint import load, save
-from adntn.compress import CompressionReport, cached, compress_, materialize, report
+from adntn.compress import cached, compress_, materialize
+from adntn.describe import CompressionReport, describe
 from adntn.errors import (
     AdntnError,
     CheckpointError,
@@ -39,11 +40,11 @@ __all__ = [
     "__version__",
     "cached",
     "compress_",
+    "describe",
     "diagnose",
     "load",
     "materialize",
     "nn",
-    "report",
     "save",
     "stable_rank",
 ]

@@ -22,11 +22,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from adntn.compress import compiled_alone, generated_layers, held_by_optimizer, obstacle, plain_name
+from adntn.describe import generated_layers, plain_name
 from adntn.errors import AdntnError, CheckpointError, ConfigError, ShapeError
 from adntn.execution.plan import EXECUTIONS, choose
 from adntn.nn import GENERATED, GeneratedLayer
 from adntn.nn._generated import dense_weight
+from adntn.targets import compiled_alone, held_by_optimizer, obstacle
 from adntn.topology import Blueprint, GeneratorConfig
 
 __all__ = ["FORMAT_VERSION", "load", "save"]

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from adntn.compress import select
 from adntn.errors import AdntnError
 from adntn.experiments.models import DEFAULT_TARGETS, MODELS, ModelError, model_builder, small_cnn, vgg16
+from adntn.targets import select
 
 VGG_CHANNELS = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
 

@@ -13,9 +13,9 @@ from rich.table import Table
 
 from adntn.cli.options import split_names
 from adntn.cli.screen import print_whole
-from adntn.compress import obstacle, select
 from adntn.contraction import Contraction
 from adntn.errors import AdntnError
+from adntn.targets import obstacle, select
 from adntn.topology import TOPOLOGIES, Blueprint, GeneratorConfig
 
 

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from torch.utils import benchmark
 
 from adntn.checkpoint import load, save
-from adntn.compress import cached, compress_, select
+from adntn.compress import cached, compress_
 from adntn.errors import ConfigError
 from adntn.experiments.controls import delete_, freeze_weights_
 from adntn.experiments.data import ImageData, load_data, normalize
 from adntn.experiments.models import DEFAULT_TARGETS, model_builder
 from adntn.experiments.runs import Job, Row, RunFolder, Timing, model_file
 from adntn.initialize import stable_rank
+from adntn.targets import select
 from adntn.training.classify import fit
 
 __all__ = ["Outcome", "Progress", "run_job"]

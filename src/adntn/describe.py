@@ -1,0 +1,154 @@
+"""What a model's generated layers are, and what they save: the report that ``compress_`` returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from adntn.nn import GeneratedLayer
+
+__all__ = ["CompressionReport", "LayerReport", "describe", "generated_layers", "plain_name"]
+
+_COMPILED = "_orig_mod."
+
+
+def plain_name(name: str) -> str:
+    """Return a module's or parameter's name without the ``_orig_mod.`` that torch.compile puts in."""
+    return name.replace(_COMPILED, "").removesuffix(_COMPILED[:-1]).rstrip(".")
+
+
+def generated_layers(model: nn.Module) -> dict[str, GeneratedLayer]:
+    """Return a model's generated layers by name; a layer that stands in several places comes once."""
+    return {plain_name(name): m for name, m in model.named_modules() if isinstance(m, GeneratedLayer)}
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One generated layer.
+
+    Attributes:
+        name: in the model.
+        kind: of the torch layer, as ``"Linear"``.
+        shape: of the weight.
+        topology: of the generator.
+        dense: numbers that the dense weight stores, P.
+        padded: entries that the trees make, P padded to powers of the radix.
+        generated: numbers that are stored and trained instead; 0 for a layer that shares another's generator.
+        dense_bytes: bytes of the dense weight.
+        generated_bytes: bytes of the generator's parameters.
+        rank_bound: the greatest rank that the weight can have.
+        way: how the layer runs, ``"factored"`` or ``"dense"``.
+        reason: why it runs so.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    topology: str
+    dense: int
+    padded: int
+    generated: int
+    dense_bytes: int
+    generated_bytes: int
+    rank_bound: int
+    way: str
+    reason: str
+
+    @property
+    def ratio(self) -> float:
+        """Stored numbers before over after; infinite for a layer that shares another's generator."""
+        return self.dense / self.generated if self.generated else float("inf")
+
+
+@dataclass(frozen=True)
+class CompressionReport:
+    """What became of a model: a row a layer, their sum, and the whole model.
+
+    Attributes:
+        layers: one for each generated layer.
+        model_before: parameters of the whole model when these layers are dense.
+        model_after: parameters of the whole model as it is.
+    """
+
+    layers: tuple[LayerReport, ...]
+    model_before: int
+    model_after: int
+
+    @property
+    def dense(self) -> int:
+        return sum(row.dense for row in self.layers)
+
+    @property
+    def generated(self) -> int:
+        return sum(row.generated for row in self.layers)
+
+    @property
+    def ratio(self) -> float:
+        """Stored numbers of the generated layers' weights, before over after."""
+        return self.dense / self.generated if self.generated else float("nan")
+
+    @property
+    def model_ratio(self) -> float:
+        """Parameters of the whole model, before over after."""
+        return self.model_before / self.model_after if self.model_after else float("nan")
+
+    def __str__(self) -> str:
+        head = ("layer", "weight", "topology", "P", "P padded", "stored", "ratio", "bytes", "rank <=", "runs")
+        rows = [
+            (
+                row.name,
+                "x".join(map(str, row.shape)),
+                row.topology,
+                f"{row.dense:,}",
+                f"{row.padded:,}",
+                f"{row.generated:,}",
+                f"{row.ratio:,.1f}x" if row.generated else "shared",
+                f"{row.generated_bytes:,}",
+                f"{row.rank_bound:,}",
+                row.way,
+            )
+            for row in self.layers
+        ]
+        stored_bytes = sum(row.generated_bytes for row in self.layers)
+        padded = sum(row.padded for row in self.layers)
+        sums = (f"{self.dense:,}", f"{padded:,}", f"{self.generated:,}", f"{self.ratio:,.1f}x", f"{stored_bytes:,}")
+        whole = (f"{self.model_before:,}", "", f"{self.model_after:,}", f"{self.model_ratio:,.1f}x", "")
+        rows.append(("these layers", "", "", *sums, "", ""))
+        rows.append(("whole model", "", "", *whole, "", ""))
+        widths = [max(len(r[i]) for r in (head, *rows)) for i in range(len(head))]
+        align = [str.ljust if i in (0, 1, 2, 9) else str.rjust for i in range(len(head))]
+        lines = ["  ".join(a(c, w) for a, c, w in zip(align, r, widths, strict=True)).rstrip() for r in (head, *rows)]
+        return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:-2], "-" * max(map(len, lines)), *lines[-2:]])
+
+
+def describe(model: nn.Module) -> CompressionReport:
+    """Describe a model's generated layers, its own size, and what both would be with dense layers."""
+    rows: list[LayerReport] = []
+    seen: set[int] = set()
+    for name, layer in generated_layers(model).items():
+        blueprint = layer.blueprint
+        first = id(layer.root) not in seen
+        seen.add(id(layer.root))
+        stored = layer.num_parameters if first else 0
+        item = layer.root.element_size()
+        rows.append(
+            LayerReport(
+                name=name,
+                kind=layer.dense_type.__name__,
+                shape=blueprint.shape,
+                topology=layer.config.topology,
+                dense=blueprint.size if first else 0,
+                padded=blueprint.tensorization.padded_size if first else 0,
+                generated=stored,
+                dense_bytes=blueprint.size * item if first else 0,
+                generated_bytes=stored * item,
+                rank_bound=layer.rank_bound(),
+                way=layer.way.name,
+                reason=layer.way.reason,
+            )
+        )
+    # A lazy layer's parameters have no size yet.
+    after = sum(p.numel() for p in model.parameters() if not isinstance(p, nn.parameter.UninitializedParameter))
+    saved = sum(row.dense - row.generated for row in rows)
+    return CompressionReport(tuple(rows), after + saved, after)

@@ -144,8 +144,13 @@ def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     return stored, aliases
 
 
+def _kind(dtype: torch.dtype) -> str:
+    """Return which of the kinds of numbers a type is, between which a cast would lose something."""
+    return "complex" if dtype.is_complex else "floating" if dtype.is_floating_point else "whole"
+
+
 def _finite(tensor: Tensor) -> bool:
-    if not tensor.is_floating_point():
+    if not (tensor.is_floating_point() or tensor.is_complex()):
         return True
     # torch cannot ask that of its types of eight bits.
     return bool(torch.isfinite(tensor if tensor.element_size() > 1 else tensor.float()).all())
@@ -388,7 +393,7 @@ def _check_tensors(path: Path, content: _Content, model: nn.Module, modules: Map
         other = first.setdefault(want.identity, name)
         if tuple(tensor.shape) != want.shape:
             problems.append(f"{name} has shape {tuple(tensor.shape)} in the file and {want.shape} in the model")
-        elif tensor.is_floating_point() != want.dtype.is_floating_point:
+        elif _kind(tensor.dtype) != _kind(want.dtype):
             problems.append(f"{name} is {tensor.dtype} in the file and {want.dtype} in the model")
         elif want.parameter and not _finite(tensor.to(want.dtype)):
             problems.append(

@@ -636,7 +636,6 @@ WELL_SIGNED: dict[str, tuple[Edit, str]] = {
     "other tensor shape": (set_tensor(ROOT, lambda t: t[:, 1:].clone()), r"root has shape \(1, 31\) .* \(1, 32\)"),
     "same size, other shape": (set_tensor("conv.bias", lambda t: t.reshape(2, 4)), r"\(2, 4\).*\(8,\)"),
     "whole numbers": (set_tensor(ROOT, lambda t: t.to(torch.int32)), r"root is torch\.int32"),
-    "complex numbers": (set_tensor(ROOT, lambda t: t.to(torch.complex64)), r"root is torch\.complex64"),
     "fractions in a counter": (
         set_tensor("norm.num_batches_tracked", lambda t: t + 0.5),
         r"float32 in the file and torch\.int64 in the model",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import settings
@@ -14,3 +17,12 @@ settings.load_profile("adntn")
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def few_objects() -> Iterator[None]:
+    """Keep what stands in memory already out of the search for optimisers, which else takes most of such tests' time."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()

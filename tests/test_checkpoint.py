@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import errno
-import gc
 import json
 import os
 import pickle
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,8 @@ from torch import Tensor, nn
 
 import adntn
 from adntn import CheckpointError, GeneratorConfig, checkpoint, compress_, load, save
+
+pytestmark = pytest.mark.usefixtures("few_objects")
 
 CONFIG = GeneratorConfig(topology="ttn", order="blocked", activation="elu", initialization="paper")
 MERA = CONFIG.replace(topology="mera", activation="prelu", latent_order=2)
@@ -57,15 +58,6 @@ def with_layers(*names: str, tied: bool = False) -> nn.ModuleDict:
         for layer in model.values():
             layer.weight = model[names[0]].weight
     return model
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _few_objects() -> Iterator[None]:
-    """Keep what stands in memory already out of the search for optimisers, which else takes most of the time here."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture

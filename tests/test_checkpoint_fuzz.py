@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-import gc
 import json
 import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,19 +22,12 @@ from torch import Tensor, nn
 import adntn
 from adntn import AdntnError, GeneratorConfig, checkpoint
 
+pytestmark = pytest.mark.usefixtures("few_objects")
+
 CONFIG = GeneratorConfig(topology="mera", order="blocked", activation="prelu", latent_order=1)
 
 Json = Any
 Rewrite = Callable[[random.Random, bytes], bytes]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _few_objects() -> Iterator[None]:
-    """Keep what stands in memory already out of the search for optimisers, which else takes most of the time here."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 # --- damage -----------------------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import io
 import pickle
 import re
@@ -30,6 +29,8 @@ from adntn import (
 )
 from adntn.execution import cache
 from adntn.targets import obstacle, select
+
+pytestmark = pytest.mark.usefixtures("few_objects")
 
 CONFIG = GeneratorConfig(topology="ttn", order="blocked", activation="elu", initialization="paper")
 OTHER = CONFIG.replace(topology="mera")
@@ -74,15 +75,6 @@ def no_graphs() -> Iterator[None]:
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _few_objects() -> Iterator[None]:
-    """Keep what stands in memory already out of the search for optimisers, which else takes most of the time here."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 # --- targets ----------------------------------------------------------------------------------------------------------

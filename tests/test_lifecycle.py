@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import gc
 import io
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +17,8 @@ from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 import adntn
 from adntn import GeneratorConfig
+
+pytestmark = pytest.mark.usefixtures("few_objects")
 
 CONFIGS = {
     "ttn": GeneratorConfig(topology="ttn", order="blocked", activation="elu"),
@@ -41,15 +41,6 @@ class Net(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         result: Tensor = self.head(self.features(x).flatten(1))
         return result
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _few_objects() -> Iterator[None]:
-    """Keep what stands in memory already out of the search for optimisers, which else takes most of the time here."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(params=CONFIGS)

@@ -21,7 +21,7 @@ def _seed() -> None:
 
 @pytest.fixture(scope="module")
 def few_objects() -> Iterator[None]:
-    """Keep what stands in memory already out of the search for optimisers, which else takes most of such tests' time."""
+    """Keep what stands in memory already out of the search for optimisers, or it takes most of their time."""
     gc.collect()
     gc.freeze()
     yield

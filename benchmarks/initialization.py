@@ -22,10 +22,11 @@ import torch
 import adntn
 from adntn.checkpoint import writing
 from adntn.experiments.data import ImageData, load_data
+from adntn.experiments.fitting import fit_to
 from adntn.experiments.models import DEFAULT_TARGETS, model_builder
 from adntn.initialize import stable_rank
 from adntn.nn import GeneratedLayer
-from adntn.training.classify import Recipe, fit
+from adntn.training.classify import Recipe
 
 RESULTS = Path(__file__).parent / "results" / "initialization.json"
 MODEL = "vgg16-quarter"
@@ -89,17 +90,7 @@ def run(data: ImageData, recipe: Recipe, seed: int, order: str, start: str) -> d
             shrink_root(layer, 0.05)
     ranks = [stable_rank(layer.weight) for layer in layers]
     started = time.perf_counter()
-    fitted = fit(
-        model,
-        recipe,
-        train=(data.train.images, data.train.labels),
-        test=(data.test.images, data.test.labels),
-        mean=torch.tensor(data.mean),
-        std=torch.tensor(data.std),
-        num_classes=data.num_classes,
-        seed=seed,
-        evaluate_every=recipe.epochs,
-    )
+    fitted = fit_to(data, model, recipe, seed=seed, evaluate_every=recipe.epochs)
     return {
         "accuracy": fitted.accuracy,
         "stable_rank_start": statistics.mean(ranks),

@@ -20,11 +20,11 @@ from adntn.compress import cached, compress_
 from adntn.errors import ConfigError
 from adntn.experiments.controls import delete_, freeze_weights_
 from adntn.experiments.data import ImageData, load_data, normalize
+from adntn.experiments.fitting import fit_to
 from adntn.experiments.models import DEFAULT_TARGETS, model_builder
 from adntn.experiments.runs import Job, Row, RunFolder, Timing, model_file
 from adntn.initialize import stable_rank
 from adntn.targets import select
-from adntn.training.classify import fit
 
 __all__ = ["Outcome", "Progress", "run_job"]
 
@@ -158,18 +158,7 @@ def _train(
 ) -> Row:
     model = variant_model(job, build, names, variant, seed)
     start = _mean_stable_rank(model, names, variant)
-    fitted = fit(
-        model,
-        job.recipe,
-        train=(data.train.images, data.train.labels),
-        test=(data.test.images, data.test.labels),
-        mean=torch.tensor(data.mean),
-        std=torch.tensor(data.std),
-        num_classes=data.num_classes,
-        seed=seed,
-        device=job.device,
-        tell=told,
-    )
+    fitted = fit_to(data, model, job.recipe, seed=seed, device=job.device, tell=told)
     file = model_file(variant, seed)
     (folder / "models").mkdir(exist_ok=True)
     save(model, folder / file)

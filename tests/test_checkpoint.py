@@ -589,7 +589,7 @@ WELL_SIGNED: dict[str, tuple[Edit, str]] = {
     "newer format": (set_in("format", to=2), "format 2, newer than the 1"),
     "format is no number": (set_in("format", to="1"), "did not write"),
     "format is true": (set_in("format", to=True), "did not write"),
-    "newer config": (set_in("layers", "conv", "config", "version", to=2), "version 2, newer than the 1.*upgrade"),
+    "newer config": (set_in("layers", "conv", "config", "version", to=99), "version 99, newer than the .*upgrade"),
     "unknown option": (set_in("layers", "conv", "config", "colour", to="red"), "no option 'colour'"),
     "impossible option": (set_in("layers", "conv", "config", "radix", to=1), "radix=1"),
     "config that needs other tensors": (

@@ -64,11 +64,11 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     layers = [_Layer.of(name, layer) for name, layer in generated_layers(model).items()]
     first_by_generator: dict[int, str] = {}
     for name, layer in generated_layers(model).items():
-        first_by_generator.setdefault(id(layer.root), name)
+        first_by_generator.setdefault(id(layer._network), name)
     shared = {
-        name: first_by_generator[id(layer.root)]
+        name: first_by_generator[id(layer._network)]
         for name, layer in generated_layers(model).items()
-        if first_by_generator[id(layer.root)] != name
+        if first_by_generator[id(layer._network)] != name
     }
     header = json.dumps(
         {
@@ -380,8 +380,11 @@ def _check_tensors(path: Path, content: _Content, model: nn.Module, modules: Map
         if id(module) in layers and not isinstance(module, GeneratedLayer):
             expected.pop(f"{name}.weight", None)
             layer, dtype = layers[id(module)], dense_weight(module).dtype
-            for key, shape in Blueprint(layer.shape, layer.config).parameter_shapes.items():
+            blueprint = Blueprint(layer.shape, layer.config)
+            for key, shape in blueprint.parameter_shapes.items():
                 expected[f"{name}.{key}"] = _Expected(shape, dtype, True, (id(module), key))
+            for key, shape in blueprint.buffer_shapes.items():
+                expected[f"{name}.{key}"] = _Expected(shape, torch.int64, False, (id(module), key))
 
     found = dict(content.tensors)
     found.update({name: content.tensors[owner] for name, owner in content.aliases.items()})

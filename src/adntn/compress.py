@@ -149,7 +149,7 @@ def materialize(model: nn.Module) -> nn.Module:
             if id(child) not in plain:
                 layer = child.to_dense()
                 layer.register_parameter("bias", child.bias)  # of the copy already, and possibly shared
-                layer.register_parameter("weight", weights.setdefault(id(child.root), dense_weight(layer)))
+                layer.register_parameter("weight", weights.setdefault(id(child._network), dense_weight(layer)))
                 plain[id(child)] = layer
             setattr(parent, attribute, plain[id(child)])
             if is_compiled_wrapper(parent):

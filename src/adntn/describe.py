@@ -128,10 +128,10 @@ def describe(model: nn.Module) -> CompressionReport:
     seen: set[int] = set()
     for name, layer in generated_layers(model).items():
         blueprint = layer.blueprint
-        first = id(layer.root) not in seen
-        seen.add(id(layer.root))
+        first = id(layer._network) not in seen
+        seen.add(id(layer._network))
         stored = layer.num_parameters if first else 0
-        item = layer.root.element_size()
+        item = layer.dtype.itemsize
         rows.append(
             LayerReport(
                 name=name,

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from adntn.contraction.plan import Axes, Plan, Segment, Stage, plan_level, plan_readout, plan_split
+from adntn.levels import Level
 from adntn.tensorize import IN, KERNEL, OUT, Tensorization
-from adntn.topology import Blueprint, Level
+from adntn.topology import Blueprint
 
-__all__ = ["Contraction", "apply"]
+__all__ = ["Activate", "Contraction", "Cores", "Factors", "apply"]
 
 Cores = Mapping[str, Tensor]
+Activate = Callable[[int, Tensor], Tensor]
+Factors = tuple[Tensor, Tensor, Tensor]
 
 
 def apply(plan: Plan, cores: Cores, state: Tensor) -> Tensor:
@@ -151,50 +155,80 @@ class Contraction:
         self.readout_plan = plan_readout(last, blueprint.tensorization)
         self.split = plan_split(last, blueprint.tensorization)
 
-    def _cores(self, parameters: Cores, level: Level) -> Cores:
-        groups = self.blueprint.config.groups
-        return {
-            name: parameters[name].unflatten(0, (groups, -1))
-            for name in level.core_shapes(groups)
-            if name in parameters
-        }
+    def __deepcopy__(self, memo: dict[int, Any]) -> Contraction:
+        return type(self)(self.blueprint)  # plans are cached
+
+    @property
+    def ranks(self) -> tuple[int, int] | None:
+        """The sizes r and r' of the factors, or None where the order has no split."""
+        if self.split is None:
+            return None
+        outer, inner = self.split.ranks
+        return self.blueprint.config.terms * outer, self.blueprint.config.terms * inner
+
+    def cores(self, parameters: Cores, level: Level) -> Cores:
+        """Return the level's stacks, each ``(trees, count, rows, columns)``, gates on disentanglers applied."""
+        trees = self.blueprint.config.trees
+        cores = {stack.name: parameters[stack.name].unflatten(0, (trees, -1)) for stack in level.stacks}
+        for stack in level.stacks:
+            gate = parameters.get(f"gate.{stack.name}")
+            if gate is not None:
+                core = cores[stack.name]
+                identity = torch.eye(stack.shape[0], dtype=core.dtype, device=core.device)
+                cores[stack.name] = identity + gate.reshape(trees, -1, 1, 1) * (core - identity)
+        return cores
+
+    def start(self, parameters: Cores) -> Tensor:
+        """Return the state before the first level, shape ``(trees, entries)``: the root, or a brick wall's product."""
+        if "root" in parameters:
+            return parameters["root"]
+        like = next(iter(parameters.values()))
+        entries = self.blueprint.levels[0].entries_in
+        return like.new_full((self.blueprint.config.trees, entries), entries**-0.5)
 
     def pre_activation(self, parameters: Cores, number: int, state: Tensor) -> Tensor:
-        """Return Z of hidden level ``number`` (Eqs. 49, 59-60), shape ``(groups, entries)``, from the state before."""
+        """Return Z of hidden level ``number`` (Eqs. 49, 59-60), shape ``(trees, entries)``, from the state before."""
         level = self.blueprint.levels[number - 1]
-        return apply(self.hidden_plans[number - 1], self._cores(parameters, level), state.unsqueeze(1)).squeeze(1)
+        return apply(self.hidden_plans[number - 1], self.cores(parameters, level), state.unsqueeze(1)).squeeze(1)
 
-    def hidden(self, parameters: Cores, activate: Callable[[int, Tensor], Tensor]) -> Tensor:
-        """Return the state before the readout, shape ``(groups, bond_dim**H)``.
+    def hidden(self, parameters: Cores, activate: Activate) -> Tensor:
+        """Return the state before the readout, shape ``(trees, bond_dim**H)``.
 
         Args:
             parameters: by name.
             activate: from a level's number and its pre-activation to its state (Eqs. 50, 62).
         """
-        state = parameters["root"]
+        state = self.start(parameters)
         for number in range(1, len(self.hidden_plans) + 1):
             state = activate(number, self.pre_activation(parameters, number, state))
-        return state
+        gate = parameters.get("gate.term")
+        return state if gate is None else gate * state
+
+    def readout(self, parameters: Cores, hidden: Tensor) -> Tensor:
+        """Return what each tree makes of its hidden state, shape ``(trees, *axes)`` (Eqs. 49, 54-56)."""
+        tensorization = self.blueprint.tensorization
+        cores = self.cores(parameters, self.blueprint.levels[-1])
+        made = apply(self.readout_plan, cores, hidden.unsqueeze(1)).squeeze(1)
+        return in_digit_order(made, tensorization, range(len(tensorization.axes)), first_dim=1)
 
     def weight(self, parameters: Cores, hidden: Tensor) -> Tensor:
-        """Return the weight, shape ``(out, in, *kernel)``, of a hidden state (Eqs. 49, 54-56)."""
-        tensorization = self.blueprint.tensorization
-        cores = self._cores(parameters, self.blueprint.levels[-1])
-        weight = apply(self.readout_plan, cores, hidden.unsqueeze(1)).squeeze(1)
-        weight = in_digit_order(weight, tensorization, range(len(tensorization.axes)), first_dim=1)
-        return weight.reshape(self.blueprint.shape)
+        """Return the weight, shape ``(out, in, *kernel)``, of a hidden state."""
+        made = self.readout(parameters, hidden)
+        if self.blueprint.config.terms > 1:
+            made = made.unflatten(0, (-1, self.blueprint.config.terms)).sum(1)
+        return made.reshape(self.blueprint.shape)
 
-    def factors(self, parameters: Cores, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+    def factors(self, parameters: Cores, hidden: Tensor) -> Factors | None:
         """Return A, C, B with W = A C B^T in every group, exactly; None where the order has no split.
 
         Returns:
             A of shape ``(groups, out / groups, r)``, C of shape ``(groups, r, r', *kernel)``, B of shape ``(groups,
-            in, r')``.
+            in, r')``. The factors of a sum of trees stand side by side, C block by block on its diagonal.
         """
         if self.split is None:
             return None
         tensorization = self.blueprint.tensorization
-        cores = self._cores(parameters, self.blueprint.levels[-1])
+        cores = self.cores(parameters, self.blueprint.levels[-1])
         sides = []
         for axis, plan in ((OUT, self.split.outer), (IN, self.split.inner)):
             identity = torch.eye(plan.size_in, dtype=hidden.dtype, device=hidden.device)
@@ -203,7 +237,10 @@ class Contraction:
         centre = apply(self.split.centre, cores, hidden.unsqueeze(1)).squeeze(1)
         if len(tensorization.axes) > KERNEL:
             centre = in_digit_order(centre, tensorization, [KERNEL], first_dim=3)
-        return sides[0], centre.reshape(*centre.shape[:3], *self.blueprint.shape[2:]), sides[1]
+        centre = centre.reshape(*centre.shape[:3], *self.blueprint.shape[2:])
+        if self.blueprint.config.terms > 1:
+            return _side_by_side(sides[0], centre, sides[1], self.blueprint.config.terms)
+        return sides[0], centre, sides[1]
 
     def rank_bound(self) -> int:
         """Return the greatest rank of the weight as the matrix (out, in * kernel); see :meth:`Generator.rank_bound`."""
@@ -211,7 +248,16 @@ class Contraction:
         columns = math.prod(others)
         if self.split is None:
             return min(out, columns)
-        groups = self.blueprint.config.groups
+        groups, terms = self.blueprint.config.groups, self.blueprint.config.terms
         outer, inner = self.split.ranks
         kernel = math.prod(others[1:])
-        return min(out, columns, groups * min(outer, out // groups), groups * inner * kernel)
+        return min(out, columns, groups * min(terms * outer, out // groups), groups * terms * inner * kernel)
+
+
+def _side_by_side(a: Tensor, c: Tensor, b: Tensor, terms: int) -> Factors:
+    """Turn the factors of single trees, ``(groups * terms, ...)``, into those of their sum."""
+    a, b = (f.unflatten(0, (-1, terms)).transpose(1, 2).flatten(2, 3) for f in (a, b))
+    c = c.unflatten(0, (-1, terms))
+    diagonal = torch.eye(terms, dtype=c.dtype, device=c.device).view(1, terms, 1, terms, 1, *(1,) * (c.ndim - 4))
+    blocks = diagonal * c.unsqueeze(3)  # shape: (groups, terms, r, terms, r', *kernel)
+    return a, blocks.flatten(3, 4).flatten(1, 2), b

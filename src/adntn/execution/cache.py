@@ -12,8 +12,9 @@ from typing import TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from adntn.baselines import Network
 from adntn.generator import GeneratorModule
 
 __all__ = ["keep", "keeping"]
@@ -31,7 +32,7 @@ class _Kept:
     values: dict[str, tuple[object, tuple[int, ...]]] = field(default_factory=dict)
 
 
-_KEPT: WeakKeyDictionary[nn.Module, _Kept] = WeakKeyDictionary()
+_KEPT: WeakKeyDictionary[Network, _Kept] = WeakKeyDictionary()
 
 
 @contextlib.contextmanager
@@ -85,9 +86,9 @@ def _version(tensor: Tensor) -> int:
     return -1 if tensor.is_inference() else tensor._version
 
 
-def _key(generator: GeneratorModule) -> nn.Module:
-    # Layers that share root and cores hold one and the same module of cores, and so share what is kept.
-    return generator.expand
+def _key(generator: GeneratorModule) -> Network:
+    # Layers that share root and cores hold one and the same network, and so share what is kept.
+    return generator._network
 
 
 def _stamp(parameter: Tensor) -> tuple[int, int]:

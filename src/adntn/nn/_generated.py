@@ -21,7 +21,7 @@ __all__ = ["GeneratedLayer", "dense_weight"]
 _MODULE_STATE = frozenset(vars(nn.Module()))
 
 # What a generated layer adds to that.
-_OWN = ("blueprint", "std", "_contraction", "_execution", "_way")
+_OWN = ("blueprint", "std", "_network", "_paths", "_execution", "_way")
 
 
 def _copy_description(source: nn.Module, target: nn.Module, leave: tuple[str, ...] = ()) -> None:
@@ -100,7 +100,7 @@ class GeneratedLayer(GeneratorModule):
         self._grow(tuple(dense_weight(template).shape), config, None, device, dtype)
         bias = template._parameters["bias"]
         if bias is not None:
-            bias = nn.Parameter(torch.empty(bias.shape, device=self.root.device, dtype=self.root.dtype))
+            bias = nn.Parameter(torch.empty(bias.shape, device=self.device, dtype=self.dtype))
         self.register_parameter("bias", bias)
         self._reset_bias()
         self.execution = execution

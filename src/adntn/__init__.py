@@ -21,7 +21,9 @@ from adntn.errors import (
     GeneratorTooLargeError,
     ShapeError,
 )
+from adntn.fit import FitOptions, FitReport, fit_
 from adntn.generator import Generator
+from adntn.growth import GrowthReport, grow_
 from adntn.health import Health, diagnose
 from adntn.initialize import stable_rank
 from adntn.topology import GeneratorConfig
@@ -32,9 +34,12 @@ __all__ = [
     "CompressionError",
     "CompressionReport",
     "ConfigError",
+    "FitOptions",
+    "FitReport",
     "Generator",
     "GeneratorConfig",
     "GeneratorTooLargeError",
+    "GrowthReport",
     "Health",
     "ShapeError",
     "__version__",
@@ -42,6 +47,8 @@ __all__ = [
     "compress_",
     "describe",
     "diagnose",
+    "fit_",
+    "grow_",
     "load",
     "materialize",
     "nn",

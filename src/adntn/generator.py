@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +21,10 @@ from adntn.norms import normalize
 from adntn.topology import TREES, Blueprint, GeneratorConfig
 
 __all__ = ["Generator", "GeneratorModule"]
+
+
+# The modules that are made of one and the same root and cores.
+_USERS: WeakKeyDictionary[Network, WeakSet[GeneratorModule]] = WeakKeyDictionary()
 
 
 class _Part(nn.Module):
@@ -52,7 +58,7 @@ class GeneratorModule(nn.Module):
         device = torch.device(device) if device is not None else torch.get_default_device()
         dtype = dtype if dtype is not None else torch.get_default_dtype()
         check_memory(self.blueprint, device)
-        self._network = network(self.blueprint)
+        self._use(network(self.blueprint))
         shapes = {k: v for k, v in self.blueprint.parameter_shapes.items() if not k.startswith("activation.")}
         self._paths = tuple((name, tuple(name.split("."))) for name in shapes)
         for (_, path), sizes in zip(self._paths, shapes.values(), strict=True):
@@ -79,13 +85,48 @@ class GeneratorModule(nn.Module):
     def _share(self, other: GeneratorModule) -> None:
         """Register another module's root and cores as this one's too, as torch does with tied weights."""
         self.blueprint, self.std = other.blueprint, other.std
-        self._network, self._paths = other._network, other._paths
-        for name in {path[0] for _, path in other._paths} | set(other.blueprint.buffer_shapes) | {"activation"}:
+        self._paths = other._paths
+        self._use(other._network)
+        for name in dict.fromkeys(
+            [*(path[0] for _, path in other._paths), *other.blueprint.buffer_shapes, "activation"]
+        ):
             part = getattr(other, name)
             if name in other._buffers:
                 self.register_buffer(name, part)
             else:
                 setattr(self, name, part)
+
+    def _use(self, made: Network) -> None:
+        if "_network" in self.__dict__:
+            self.users().discard(self)
+        self._network = made
+        self.users().add(self)
+
+    def users(self) -> WeakSet[GeneratorModule]:
+        """Return all modules that are made of the same root and cores, this one too."""
+        return _USERS.setdefault(self._network, WeakSet())
+
+    def __setstate__(self, state: dict[str, Any]) -> None:  # after a copy and after unpickling
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.users().add(self)
+
+    def _replace(self, other: GeneratorModule) -> None:
+        """Register another module's root and cores in place of this one's, where a fresh module would have them."""
+        mine = {path[0] for _, path in self._paths} | set(self.blueprint.buffer_shapes) | {"activation"}
+        registers: tuple[dict[str, Any], ...] = (self._parameters, self._modules)
+        kept = [list(registered) for registered in registers]
+        for name in mine:
+            delattr(self, name)
+        GeneratorModule._share(self, other)
+        for names, registered in zip(kept, registers, strict=True):
+            _keep_order(registered, names, mine)
+
+    def bare_copy(self) -> Generator:
+        """Return a generator of its own with the same root and cores: a layer's bias and hooks are left behind."""
+        bare = Generator.__new__(Generator)
+        nn.Module.__init__(bare)
+        GeneratorModule._share(bare, self)
+        return copy.deepcopy(bare).train(self.training)
 
     def generator_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield root, cores and the activations' numbers by name: all parameters but a layer's bias."""
@@ -297,6 +338,15 @@ class Generator(GeneratorModule):
             f"Generator({self.shape}, {c.topology}, order={c.order!r}, activation={c.activation!r}, "
             f"modes={self.schedule}, parameters={self.num_parameters})"
         )
+
+
+def _keep_order(registered: dict[str, Any], before: list[str], mine: set[str]) -> None:
+    """Put what was registered last, root and cores, to where the old ones stood: optimisers count on the order."""
+    others = [name for name in before if name not in mine]
+    lead = next((place for place, name in enumerate(before) if name in mine), len(others))
+    added = [name for name in registered if name not in others]
+    for name in [*others[:lead], *added, *others[lead:]]:
+        registered[name] = registered.pop(name)
 
 
 def check_memory(blueprint: Blueprint, device: torch.device) -> None:

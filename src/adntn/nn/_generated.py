@@ -147,6 +147,10 @@ class GeneratedLayer(GeneratorModule):
         """How the layer runs, and why."""
         return self._way
 
+    def _replace(self, other: GeneratorModule) -> None:
+        super()._replace(other)
+        self.execution = self._execution  # what is faster may have changed
+
     def _factors(self) -> Factors:
         factors = keep(self, "factors", self.factors)
         assert factors is not None  # choose() does not take this way otherwise

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from adntn.baselines import network
 from adntn.embedding import Embedding, embed
 from adntn.errors import CompressionError, ConfigError
 from adntn.fit import FitOptions, FitReport, fit_, relative_error
@@ -120,7 +121,7 @@ def grow_(
     old, blueprint = module.blueprint, Blueprint(module.blueprint.shape, module.config.replace(**changes))
     users = list(module.users())
     embedding = embed(old, blueprint)
-    _refuse(module, users, embedding, exact, optimizers)
+    _refuse(module, users, blueprint, embedding, exact, optimizers)
     check_memory(blueprint, module.device)
     fitted, error, reason = None, float("nan"), embedding if isinstance(embedding, str) else embedding.doubt
     if module.device.type == "meta":
@@ -134,7 +135,7 @@ def grow_(
     carried = carry_over(
         optimizers,
         dict(module.generator_parameters()),
-        dict(new.generator_parameters()),
+        dict(new.named_parameters()),  # in the order of a module's
         embedding if isinstance(embedding, Embedding) else None,
     )
     for user in users:
@@ -156,6 +157,7 @@ def grow_(
 def _refuse(
     module: GeneratorModule,
     users: Sequence[nn.Module],
+    blueprint: Blueprint,
     embedding: Embedding | str,
     exact: bool,
     optimizers: Sequence[Optimizer],
@@ -163,6 +165,11 @@ def _refuse(
     """Raise what stands in the way, before anything is changed."""
     if exact:
         _insist(embedding if isinstance(embedding, str) else embedding.doubt)
+    if any(getattr(user, "execution", None) == "factored" for user in users) and network(blueprint).ranks is None:
+        raise ConfigError(
+            f"execution='factored' was asked for, and order={blueprint.config.order!r} has no split into factors; "
+            "set execution='auto' first."
+        )
     parameters = dict(module.generator_parameters())
     if any(hasattr(parameter, "device_mesh") for parameter in parameters.values()):
         raise CompressionError("FSDP has sharded this generator's parameters; grow first, then shard.")

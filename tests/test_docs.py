@@ -38,6 +38,13 @@ def test_the_initialization_page_shows_the_studys_table() -> None:
     assert between(page, "table") == study["table"]()
 
 
+def test_the_ranks_page_shows_what_was_measured() -> None:
+    benchmark = runpy.run_path(str(ROOT / "benchmarks" / "ranks.py"))
+    page = (ROOT / "docs" / "ranks.md").read_text()
+    assert between(page, "table") == benchmark["table"]()
+    assert between(page, "cuts") == benchmark["cuts"]()
+
+
 def test_readme_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
@@ -48,7 +55,7 @@ def test_readme_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_readme_names_files_that_are_there() -> None:
-    for page in (ROOT / "README.md", ROOT / "docs" / "initialization.md", ROOT / "CONTRIBUTING.md"):
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
         for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} names {target}"
 

@@ -25,7 +25,7 @@ Options = dict[str, Any]
 TREES = {name: {"latent_order": 2, **options} for name, options in TOPOLOGIES.items()}
 WALL = {"topology": "brickwall", "columns": 2, "blocks": 1}
 pytestmark = pytest.mark.usefixtures("few_objects")
-QUICK = FitOptions(steps=20, polish=10)
+QUICK = FitOptions(steps=12, polish=6)
 
 # name: (shape, config, changes). All keep the weight.
 EXACT: dict[str, tuple[tuple[int, ...], Options, Options]] = {

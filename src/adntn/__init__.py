@@ -26,6 +26,7 @@ from adntn.generator import Generator
 from adntn.growth import GrowthReport, grow_
 from adntn.health import Health, diagnose
 from adntn.initialize import stable_rank
+from adntn.ranks import CutRank, cut_bound, cut_ranks
 from adntn.topology import GeneratorConfig
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "CompressionError",
     "CompressionReport",
     "ConfigError",
+    "CutRank",
     "FitOptions",
     "FitReport",
     "Generator",
@@ -45,6 +47,8 @@ __all__ = [
     "__version__",
     "cached",
     "compress_",
+    "cut_bound",
+    "cut_ranks",
     "describe",
     "diagnose",
     "fit_",

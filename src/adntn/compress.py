@@ -9,9 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import nn
 
-from adntn.describe import CompressionReport, describe, generated_layers
+from adntn.describe import CompressionReport, describe, generated_layers, with_fits
 from adntn.errors import CompressionError, ConfigError, ShapeError, check_choice
 from adntn.execution.cache import keeping
+from adntn.fit import FitOptions, FitReport, fit_
 from adntn.nn import GENERATED, GeneratedLayer
 from adntn.nn._generated import dense_weight
 from adntn.targets import (
@@ -29,7 +30,7 @@ from adntn.topology import GeneratorConfig
 
 __all__ = ["cached", "compress_", "materialize"]
 
-INITS = ("random",)
+INITS = ("random", "fit")
 
 
 def compress_(
@@ -40,6 +41,8 @@ def compress_(
     ignore: str | Sequence[str] = (),
     overrides: Mapping[str, GeneratorConfig] | None = None,
     init: str = "random",
+    fit: FitOptions | None = None,
+    progress: bool | None = None,
     execution: str = "auto",
 ) -> CompressionReport:
     r"""Replace chosen layers, in place, by layers whose weight is generated.
@@ -55,7 +58,10 @@ def compress_(
             possible; a pattern passes over what cannot be generated, but must match something that can.
         ignore: names or patterns to leave out again.
         overrides: other configs for some names or patterns; a later entry wins.
-        init: ``"random"`` draws and calibrates (paper, Section 3.5); the dense weight's values are not used.
+        init: ``"random"`` draws and calibrates (paper, Section 3.5); the dense weight's values are not used. ``"fit"``
+            then fits each generator to its layer's weight (:func:`adntn.fit_`), and the report says how near it came.
+        fit: how to fit; None means the defaults.
+        progress: whether fits show a progress bar, one a layer; None means on a terminal only.
         execution: of the new layers: ``"auto"``, ``"factored"`` or ``"dense"``.
 
     Returns:
@@ -79,6 +85,8 @@ def compress_(
                 f"a config is a GeneratorConfig, not a {type(given).__name__}: compress_(model, config, targets)."
             )
     check_choice("init", init, INITS)
+    if fit is not None and init != "fit":
+        raise ConfigError(f"fit={fit!r} needs init='fit', not init={init!r}.")
     refuse_wrapped(model)
     places = find_places(model)
     names = choose_layers(places, targets, "targets", must_work=True)
@@ -106,10 +114,11 @@ def compress_(
     refuse_broken_ties(model, places, chosen)
 
     new = _build(places, chosen, execution)
+    fits = _fit_all(places, new, fit, progress) if init == "fit" else {}
     for name, layer in new.items():
         for parent, attribute in places[name].parents:
             setattr(parent, attribute, layer)
-    return describe(model)
+    return with_fits(describe(model), fits)
 
 
 def _build(
@@ -130,6 +139,22 @@ def _build(
             # The same type, so that callers can tell them apart, but saying which layer it was.
             raise type(error)(f"{name!r}: {error}") from None
     return new
+
+
+def _fit_all(
+    places: Mapping[str, Place], new: Mapping[str, GeneratedLayer], options: FitOptions | None, progress: bool | None
+) -> dict[str, FitReport]:
+    """Fit every new generator to the dense weight that it replaces; those that are shared once."""
+    fits: dict[str, FitReport] = {}
+    done: dict[object, str] = {}
+    for name, layer in new.items():
+        owner = done.setdefault(layer._network, name)
+        try:
+            target = dense_weight(places[name].module)
+            fits[name] = fits[owner] if owner in fits else fit_(layer, target, options, progress=progress, name=name)
+        except ConfigError as error:
+            raise ConfigError(f"{name!r}: {error}") from None
+    return fits
 
 
 def materialize(model: nn.Module) -> nn.Module:

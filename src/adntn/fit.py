@@ -168,6 +168,7 @@ def fit_(
             fit.loss()
         else:
             _fit_scale(scratch, target)
+            fit.loss()
             fit.run(options, name, progress)
         fit.restore()
         _write(module, [parameter for _, parameter in scratch.generator_parameters()])
@@ -180,8 +181,8 @@ def fit_(
     return FitReport(
         relative_error=error,
         start_error=start_error,
-        stable_rank=stable_rank(weight) if bool(weight.any()) else 0.0,
-        target_stable_rank=stable_rank(target) if bool(target.any()) else 0.0,
+        stable_rank=_stable_rank(weight),
+        target_stable_rank=_stable_rank(target),
         steps=fit.count,
         seconds=time.perf_counter() - began,
     )
@@ -243,20 +244,16 @@ class _Fit:
 
     def _adam(self, options: FitOptions, tell: Callable[[int], None]) -> None:
         optimizer = torch.optim.Adam(self.parameters, options.lr)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
-        stall = _Stall(options, self.best)
-        for _ in range(options.steps):
-            error = self.step()
-            if not bool(torch.isfinite(error)):
+        stall, lr = _Stall(options, self.best), options.lr
+        for number in range(options.steps):
+            optimizer.param_groups[0]["lr"] = lr * 0.5 * (1.0 + math.cos(math.pi * number / options.steps))
+            if bool(torch.isfinite(self.step())):
+                optimizer.step()
+            else:
                 # Too long a step led out of what numbers can hold: go on from the best, more slowly.
                 self.restore()
                 optimizer.state.clear()
-                for group in optimizer.param_groups:
-                    group["initial_lr"] *= 0.5
-                schedule.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
-            else:
-                optimizer.step()
-            schedule.step()
+                lr *= 0.5
             tell(1)
             if stall.after(1, self.best):
                 break
@@ -297,6 +294,12 @@ class _Stall:
 
 def _or_infinity(error: float) -> float:
     return error if math.isfinite(error) else math.inf
+
+
+def _stable_rank(weight: Tensor) -> float:
+    if not bool(torch.isfinite(weight).all()):
+        return math.nan
+    return stable_rank(weight) if bool(weight.any()) else 0.0
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conformance_cases import CONFIGS, PERMUTATIONS, PLAIN, TOPOLOGIES, scramble
+from conformance_cases import CONFIGS, PERMUTATIONS, PLAIN, TOPOLOGIES, generator_cases, scramble
 from torch import Tensor, nn
 
 import adntn
@@ -181,6 +181,15 @@ def test_growth_in_small_steps_is_growth() -> None:
     assert generator.num_parameters == Generator((12, 10), generator.config, device="meta").num_parameters
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, case in generator_cases().items() if "norm" not in case.options])
+def test_every_case_of_the_suite_grows_exactly(name: str) -> None:
+    generator = generator_cases()[name].build()
+    before = generator().detach()
+    assert grow_(generator, bond_dim=generator.config.chi + 1, terms=2, exact=True).exact
+    assert float((generator() - before).detach().norm()) <= 1e-12 * float(before.norm())
+
+
 # --- what cannot be exact ---------------------------------------------------------------------------------------------
 
 REFITTED: dict[str, tuple[Options, Options, str]] = {
@@ -321,12 +330,22 @@ def test_new_parameters_join_the_group_of_the_one_before_and_frozen_ones_stay_ou
 
 
 def test_named_parameters_of_an_optimiser_stay_aligned() -> None:
-    layer = Linear(12, 10, config=GeneratorConfig(latent_order=2))
-    optimizer = torch.optim.SGD(layer.named_parameters(), 1.0)
-    grow_(layer, topology="mera", optimizer=optimizer)
+    model = nn.Sequential(Linear(12, 10, config=GeneratorConfig(latent_order=2)))
+    optimizer = torch.optim.SGD(model.named_parameters(), 1.0)
+    grow_(model[0], topology="mera", optimizer=optimizer)
     group = optimizer.param_groups[0]
-    assert group["param_names"] == [n for n, _ in layer.named_parameters()]
-    assert [id(p) for p in group["params"]] == [id(p) for p in layer.parameters()]
+    assert group["param_names"] == [n for n, _ in model.named_parameters()]
+    assert [id(p) for p in group["params"]] == [id(p) for p in model.parameters()]
+
+
+def test_two_optimisers_of_one_generator_each_keep_their_part() -> None:
+    layer = Linear(12, 10, config=GeneratorConfig(latent_order=2))
+    cores = [p for n, p in layer.named_parameters() if n.startswith("expand")]
+    one, other = torch.optim.Adam([layer.root]), torch.optim.SGD(cores, 1.0)
+    grow_(layer, topology="attn", bond_dim=3, optimizer=[one, other])
+    assert [id(p) for p in one.param_groups[0]["params"]] == [id(layer.root)]
+    rest = {id(p) for n, p in layer.generator_parameters() if n != "root"}
+    assert {id(p) for p in other.param_groups[0]["params"]} == rest
 
 
 @pytest.mark.parametrize("kind", ["adafactor", "lbfgs"])

@@ -62,7 +62,7 @@ def carry_over(
     homes = {name: opt for name, p in old.items() for opt in optimizers if _find(opt, p) is not None}
     states = {name: homes[name].state.pop(old[name], {}) for name in homes}
     outcome: dict[str, list[str]] = {"kept": [], "added": [], "reset": [], "removed": []}
-    neighbour, after = next((old[name] for name in homes), None), False
+    neighbour, after = next(((name, old[name]) for name in homes), None), False
     home = next(iter(homes.values()), None)
     for name, parameter in new.items():
         sources = embedding.sources(name) if embedding is not None else ()
@@ -83,7 +83,7 @@ def carry_over(
         if state:
             home.state[parameter] = state
         outcome["reset" if state is None else "kept" if name in old or sources else "added"].append(name)
-        neighbour, after = parameter, True
+        neighbour, after = (name, parameter), True
     present = {id(parameter) for parameter in new.values()}
     for name, opt in homes.items():
         if id(old[name]) not in present and _remove(opt, old[name]):
@@ -108,16 +108,16 @@ def _put(optimizer: Optimizer, old: Tensor, new: Tensor) -> None:
         found[0]["params"][found[1]] = new
 
 
-def _insert(optimizer: Optimizer, neighbour: Tensor, new: Tensor, name: str, *, after: bool) -> None:
+def _insert(optimizer: Optimizer, neighbour: tuple[str, Tensor], new: Tensor, name: str, *, after: bool) -> None:
     """Add a parameter beside another, where an optimiser built anew would have it: saved states go by the order."""
-    found = _find(optimizer, neighbour)
-    if found is None:
-        optimizer.param_groups[0]["params"].append(new)
-        return
+    found = _find(optimizer, neighbour[1])
+    if found is None:  # the neighbour is another optimiser's
+        found = optimizer.param_groups[-1], len(optimizer.param_groups[-1]["params"]) - 1
     group, place = found
     group["params"].insert(place + after, new)
     if "param_names" in group:
-        group["param_names"].insert(place + after, name)
+        prefix = group["param_names"][place].removesuffix(neighbour[0])
+        group["param_names"].insert(place + after, prefix + name)
 
 
 def _remove(optimizer: Optimizer, parameter: Tensor) -> bool:

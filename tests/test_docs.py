@@ -45,6 +45,13 @@ def test_the_ranks_page_shows_what_was_measured() -> None:
     assert between(page, "cuts") == benchmark["cuts"]()
 
 
+def test_the_fitting_page_shows_the_studys_tables() -> None:
+    study = runpy.run_path(str(ROOT / "benchmarks" / "fitting.py"))
+    page = (ROOT / "docs" / "fitting.md").read_text()
+    assert between(page, "generators") == study["generators"]()
+    assert between(page, "methods") == study["methods"]()
+
+
 def test_readme_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)

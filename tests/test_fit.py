@@ -266,3 +266,19 @@ def test_a_report_says_what_was_reached() -> None:
 def test_the_docstring_tells_the_truth() -> None:
     (example,) = doctest.DocTestFinder(recurse=False).find(fit_, "fit_", globs={"adntn": adntn, "torch": torch})
     assert doctest.DocTestRunner().run(example).failed == 0
+
+
+def test_an_overflow_in_the_line_search_ends_the_polish_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    def overrun(self: Any, closure: Any) -> Tensor:
+        closure()
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(torch.optim.LBFGS, "step", overrun)
+    generator, target = Generator((8, 8)), torch.randn(8, 8)
+    message = "value cannot be converted to type float without overflow"
+    report = fit_(generator, target, steps=5, polish=20)
+    assert report.steps == 6
+    assert report.relative_error < 1.0
+    message = "out of memory"
+    with pytest.raises(RuntimeError, match="out of memory"):
+        fit_(generator, target, steps=5, polish=20)

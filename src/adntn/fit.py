@@ -264,16 +264,22 @@ class _Fit:
         optimizer = torch.optim.LBFGS(
             self.parameters,
             max_iter=min(10, options.polish),
-            max_eval=4 * options.polish,
+            max_eval=40,
             history_size=50,
             tolerance_grad=0.0,
             tolerance_change=0.0,
             line_search_fn="strong_wolfe",
         )
         for _ in range(-(-options.polish // 10)):
-            error = optimizer.step(self.step)
+            try:
+                error = float(optimizer.step(self.step))
+            except RuntimeError as overrun:
+                # torch's line search multiplies its step by ten where the error is flat, without an end.
+                if "without overflow" not in str(overrun):
+                    raise
+                break
             tell(10)
-            if not math.isfinite(float(error)) or stall.after(10, self.best):
+            if not math.isfinite(error) or stall.after(10, self.best):
                 break
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adntn.activations import PReLU, make_activation
+from adntn import activations
 from adntn.contraction import Contraction
 from adntn.errors import GeneratorTooLargeError
 from adntn.initialize import initial_values
@@ -64,7 +64,9 @@ class GeneratorModule(nn.Module):
             self._register_cores(level, device, dtype)
         self.activation = nn.ModuleDict(
             {
-                str(level.number): make_activation(self.config.activation, self.config.groups).to(device, dtype)
+                str(level.number): activations.make_activation(self.config.activation, self.config.groups).to(
+                    device, dtype
+                )
                 for level in self.blueprint.levels[:-1]
             }
         )
@@ -175,7 +177,7 @@ class GeneratorModule(nn.Module):
         return {name: tensor.to(work) for name, tensor in named.items()}
 
     def _activate(self, number: int, z: Tensor) -> Tensor:
-        state: Tensor = self.activation[str(number)](z)
+        state = activations.run(self.activation[str(number)], z)
         return state - state.mean(dim=1, keepdim=True) if self.config.norm == "center" else state
 
     def _full_precision(self) -> contextlib.AbstractContextManager[Any]:
@@ -190,8 +192,7 @@ class GeneratorModule(nn.Module):
     def draw_(self) -> None:
         """Draw root and cores anew from torch's global random state and calibrate them (paper, Section 3.5)."""
         for activation in self.activation.values():
-            if isinstance(activation, PReLU):
-                activation.reset_parameters()
+            activations.reset(activation, self.config.activation, self.config.groups)
         if self.root.is_meta:
             return  # as torch's own layers: call again after to_empty()
         with self._full_precision():

@@ -37,7 +37,8 @@ def draw(blueprint: Blueprint) -> dict[str, Tensor]:
     With ``initialization="paper"``: root by Eq. 16, cores before an activation by Eq. 14, readout cores by Eq. 15,
     disentanglers by Eq. 17. With ``"isometric"``: a root of deviation 1, every expansion and carry core
     semi-orthogonal and every disentangler orthogonal (Eq. 18), Haar-distributed or, for a disentangler, as near the
-    identity as in Eq. 17.
+    identity as in Eq. 17. With the activation ``siren``, hidden expansion and carry cores follow its own rule in both
+    (:func:`adntn.activations.hidden_bound`).
     """
     config = blueprint.config
     orthogonal = config.initialization == "isometric"
@@ -51,11 +52,14 @@ def draw(blueprint: Blueprint) -> dict[str, Tensor]:
         elif kind == "mix":
             values[name] = _near_identity(shape, 1.0 if _is_readout(rest, blueprint) else gain, orthogonal=orthogonal)
         elif kind in ("expand", "carry"):
-            if orthogonal:
+            readout = _is_readout(rest, blueprint)
+            own = None if readout else _own_bound(blueprint, int(rest))
+            if own is not None:
+                values[name] = _uniform(shape, own)
+            elif orthogonal:
                 values[name] = _semi_orthogonal(shape)
-            elif _is_readout(rest, blueprint):
-                bound = math.sqrt(6.0 / (shape[1] + shape[2]))
-                values[name] = torch.empty(shape, dtype=torch.float64, device="cpu").uniform_(-bound, bound)
+            elif readout:
+                values[name] = _uniform(shape, math.sqrt(6.0 / (shape[1] + shape[2])))
             else:
                 values[name] = gain / math.sqrt(shape[1]) * _normal(shape)
     return values
@@ -63,6 +67,16 @@ def draw(blueprint: Blueprint) -> dict[str, Tensor]:
 
 def _is_readout(rest: str, blueprint: Blueprint) -> bool:
     return int(rest.split(".")[0]) == len(blueprint.levels)
+
+
+def _own_bound(blueprint: Blueprint, number: int) -> float | None:
+    """Return the bound of a hidden level's cores where the activation has a start of its own, as SIREN has."""
+    level = blueprint.levels[number - 1]
+    return activations.hidden_bound(blueprint.config.activation, level.size_in, level.parents, first=number == 1)
+
+
+def _uniform(shape: tuple[int, ...], bound: float) -> Tensor:
+    return torch.empty(shape, dtype=torch.float64, device="cpu").uniform_(-bound, bound)
 
 
 def _normal(shape: tuple[int, ...]) -> Tensor:
@@ -88,8 +102,9 @@ def _near_identity(shape: tuple[int, ...], gain: float, *, orthogonal: bool) -> 
 def initial_values(contraction: Contraction, activate: Activate, *, std: float | None = None) -> dict[str, Tensor]:
     """Draw and calibrate a generator's parameters.
 
-    Every level's pre-activation is brought to variance 1 in every group, and the kept entries of the weight to
-    deviation ``std``. The scale is spread evenly over a level's expansion and carry cores, never put on disentanglers.
+    Every level's pre-activation is brought to variance 1 in every group, unless the activation is ``siren``, and the
+    kept entries of the weight to deviation ``std``. The scale is spread evenly over a level's expansion and carry
+    cores, never put on disentanglers.
 
     Args:
         contraction: of the generator.
@@ -105,9 +120,10 @@ def initial_values(contraction: Contraction, activate: Activate, *, std: float |
     state = values["root"]
     for level in blueprint.levels[:-1]:
         z = contraction.pre_activation(values, level.number, state)
-        scale = _spread(*_moments(z)).rsqrt()
-        _rescale(values, level.number, level.parents, scale)
-        z = z * scale.unsqueeze(1)
+        if _own_bound(blueprint, level.number) is None:
+            scale = _spread(*_moments(z)).rsqrt()
+            _rescale(values, level.number, level.parents, scale)
+            z = z * scale.unsqueeze(1)
         state = activate(level.number, z)
         dead = (state == 0).all(dim=1)
         if dead.any():

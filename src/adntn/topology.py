@@ -283,9 +283,9 @@ class Blueprint:
         shapes: dict[str, tuple[int, ...]] = {"root": (c.groups, c.chi ** self.schedule[0])}
         for level in self.levels:
             shapes.update(level.core_shapes(c.groups))
-        learned = activations.parameters_per_level(c.activation)
-        if learned:
-            shapes.update({f"activation.{level.number}.slope": (c.groups, learned) for level in self.levels[:-1]})
+        learned = activations.parameter_shapes(c.activation, c.groups)
+        for level in self.levels[:-1]:
+            shapes.update({f"activation.{level.number}.{name}": shape for name, shape in learned.items()})
         return shapes
 
     @property

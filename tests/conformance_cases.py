@@ -50,7 +50,14 @@ CONFIGS: dict[str, Options] = {
     "prelu, centred": {"activation": "prelu", "norm": "center", "latent_order": 2},
     "sine, isometric": {"activation": "sine(omega=3)", "initialization": "isometric", "latent_order": 1},
 }
-ACTIVATIONS = ("identity", "relu", "elu", "gelu", "silu", "tanh", "sine", "prelu")
+#: What each learns on a level and in a group.
+ACTIVATIONS: dict[str, dict[str, int]] = {
+    **{name: {} for name in ("identity", "relu", "elu", "gelu", "silu", "tanh", "sine", "sine(omega=3)", "siren")},
+    "prelu": {"slope": 1},
+    "swish": {"beta": 1},
+    "rational": {"a": 4, "b": 1},
+    "rational(m=2, n=4)": {"a": 3, "b": 2},
+}
 
 # Shapes whose digits an explicit order can shuffle: without padding, with it, and with an odd number of modes.
 PERMUTATIONS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
@@ -114,6 +121,9 @@ def generator_cases() -> dict[str, Case]:
         )
     for activation in ACTIVATIONS:
         add(f"{activation}", (8, 8), activation=activation, latent_order=1, topology="mera")
+        add(
+            f"{activation}, groups", (9, 5), activation=activation, groups=3, latent_order=1, initialization="isometric"
+        )
     return cases
 
 
@@ -125,16 +135,19 @@ DIFFERENTIATED = {
     "sine, isometric": Case((4, 3, 3, 3), {**CONFIGS["sine, isometric"], "topology": "mera", "order": "block_paired"}),
     "groups": Case((6, 8), {"groups": 2, "topology": "attn", "order": "flat", "latent_order": 2}),
     "digits out of order": Case((5, 11), {"topology": "mera", "order": (6, 0, 3, 2, 5, 1, 4)}),
+    "rational, groups": Case((6, 8), {"activation": "rational(m=2, n=4)", "groups": 2, "latent_order": 1}),
+    "swish": Case((5, 11), {"activation": "swish", "latent_order": 2, "initialization": "isometric"}),
+    "siren": Case((8, 8), {"activation": "siren(omega=2)", "latent_order": 1, "initialization": "isometric"}),
 }
 
 
 def scramble(module: nn.Module) -> Any:
-    """Take disentanglers far from the identity, and slopes and biases from their constant start."""
+    """Take disentanglers far from the identity, and biases and what activations learn from their constant start."""
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             if "mix." in name:
                 parameter.copy_(torch.randn_like(parameter) / parameter.shape[-1] ** 0.5)
-            elif name.endswith(("slope", "bias")):
+            elif "activation." in name or name.endswith("bias"):
                 parameter.copy_(torch.rand_like(parameter))
     return module
 
@@ -205,6 +218,9 @@ LAYERS: dict[str, LayerCase] = {
     ),
     "linear, radix 4, bond 2": LayerCase(_linear(64, 60, radix=4, bond_dim=2, topology="attn"), (3, 64)),
     "linear, prelu, centred": LayerCase(_linear(64, 64, activation="prelu", norm="center", latent_order=2), (3, 64)),
+    "linear, rational, 2 groups": LayerCase(
+        _linear(64, 64, activation="rational", groups=2, latent_order=2, initialization="isometric"), (3, 64)
+    ),
     "linear, too small to factor": LayerCase(_linear(8, 8), (3, 8), way="dense"),
     "conv": LayerCase(_conv(32, 32), (2, 32, 5, 6)),
     "conv, no bias, mera": LayerCase(_conv(32, 40, bias=False, config={"topology": "mera"}), (2, 32, 5, 6)),

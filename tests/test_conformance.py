@@ -19,6 +19,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conformance_cases import (
+    ACTIVATIONS,
     DIFFERENTIATED,
     LAYER_WAYS,
     LAYERS,
@@ -198,8 +199,9 @@ def test_parameters_are_named_and_shaped_as_documented(case: Case) -> None:
         for j in range(layers):
             if gates[j]:
                 expected[f"mix.{number}.{j}"] = (groups * gates[j], size**2, size**2)
-        if config.activation == "prelu" and not last:
-            expected[f"activation.{number}.slope"] = (groups, 1)
+        if not last:
+            learned = ACTIVATIONS.get(config.activation, {})
+            expected |= {f"activation.{number}.{key}": (groups, size) for key, size in learned.items()}
     assert {name: tuple(tensor.shape) for name, tensor in gen.state_dict().items()} == expected
 
 
@@ -562,6 +564,7 @@ def test_a_layer_is_one_graph(layer: LayerCase, way: str) -> None:
     "linear, 3 groups",
     "linear, radix 3, isometric",
     "linear, prelu, centred",
+    "linear, rational, 2 groups",
     "conv, same",
     "conv, reflect",
     "conv, 4 groups",

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from adntn.activations import PReLU, make_activation
+from adntn import activations
 from adntn.baselines import Network, draw_network, network
 from adntn.contraction import Contraction, Factors
 from adntn.errors import ConfigError, GeneratorTooLargeError
@@ -61,7 +61,9 @@ class GeneratorModule(nn.Module):
             self.register_buffer(name, torch.empty(sizes, device=device, dtype=torch.int64))
         self.activation = nn.ModuleDict(
             {
-                str(level.number): make_activation(self.config.activation, self.config.trees).to(device, dtype)
+                str(level.number): activations.make_activation(self.config.activation, self.config.trees).to(
+                    device, dtype
+                )
                 for level in self.blueprint.levels[:-1]
             }
         )
@@ -210,7 +212,7 @@ class GeneratorModule(nn.Module):
         return named
 
     def _activate(self, number: int, z: Tensor) -> Tensor:
-        state: Tensor = self.activation[str(number)](z)
+        state = activations.run(self.activation[str(number)], z)
         if self.config.gate:
             state = z + self.get_core(f"gate.level.{number}").to(z.dtype) * (state - z)
         return normalize(self.config.norm, state)
@@ -227,8 +229,7 @@ class GeneratorModule(nn.Module):
     def draw_(self) -> None:
         """Draw root and cores anew from torch's global random state and calibrate them (paper, Section 3.5)."""
         for activation in self.activation.values():
-            if isinstance(activation, PReLU):
-                activation.reset_parameters()
+            activations.reset(activation, self.config.activation, self.config.trees)
         device = self.device
         if device.type == "meta":
             return  # as torch's own layers: call again after to_empty()

@@ -271,9 +271,9 @@ class Blueprint:
             shapes.update({stack.name: (c.trees * stack.count, *stack.shape) for stack in level.stacks})
         if c.gate:
             shapes.update(self._gate_shapes())
-        learned = activations.parameters_per_level(c.activation)
-        if learned:
-            shapes.update({f"activation.{level.number}.slope": (c.trees, learned) for level in self.levels[:-1]})
+        learned = activations.parameter_shapes(c.activation, c.trees)
+        for level in self.levels[:-1]:
+            shapes.update({f"activation.{level.number}.{name}": shape for name, shape in learned.items()})
         return shapes
 
     def _gate_shapes(self) -> dict[str, tuple[int, ...]]:

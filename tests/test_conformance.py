@@ -288,8 +288,9 @@ def test_calls_in_inference_mode_leave_nothing_that_training_trips_over() -> Non
 def test_fake_and_real_tensors_leave_nothing_for_each_other(fake_first: bool) -> None:
     for fake in (fake_first, not fake_first):
         with FakeTensorMode() if fake else contextlib.nullcontext():
-            weight = Generator((8, 8), GeneratorConfig(order="paired"))()
-            assert isinstance(weight, FakeTensor) == fake
+            for options in ({"order": "paired"}, {"latent_order": 1, "activation": "relu"}, {"topology": "frozen"}):
+                weight = Generator((8, 8), GeneratorConfig(**options))()
+                assert isinstance(weight, FakeTensor) == fake
 
 
 def test_vmap_over_parameters_gives_the_weights_one_by_one() -> None:

@@ -133,13 +133,12 @@ def initial_values(contraction: Contraction, activate: Activate, *, std: float |
             rescale(values, level, scale)
             z = z * scale.unsqueeze(1)
         state = activate(level.number, z)
-        dead = (state == 0).all(dim=1)
-        if dead.any():
-            # A ReLU that sees negative entries only: the same level with its sign turned is alive.
-            sign = torch.where(dead, -1.0, 1.0)
-            first = values[level.scaled[0]].unflatten(0, (config.trees, -1))
-            first[:, 0] *= sign.view(-1, 1, 1)
-            state = activate(level.number, z * sign.unsqueeze(1))
+        # A ReLU that sees negative entries only: the same level with its sign turned is alive. Without a branch, so that
+        # models can be built under FakeTensorMode.
+        sign = torch.where((state == 0).all(dim=1), -1.0, 1.0)
+        first = values[level.scaled[0]].unflatten(0, (config.trees, -1))
+        first[:, 0] *= sign.view(-1, 1, 1)
+        state = activate(level.number, z * sign.unsqueeze(1))
     made = contraction.readout(values, state).flatten(1)
     each = _spread(*_moments(made)).rsqrt()
     weight = (made * each.unsqueeze(1)).unflatten(0, (config.groups, config.terms)).sum(1)

@@ -144,12 +144,10 @@ DOCUMENTED = {
 
 
 def test_every_public_name_is_on_a_page() -> None:
-    for name in set(adntn.__all__) - {"__version__", "nn"}:
-        thing = getattr(adntn, name)
-        assert {f"adntn.{name}", thing.__module__} & DOCUMENTED.keys(), f"adntn.{name} is on no page of docs/api"
-        module = pkgutil.resolve_name(thing.__module__)
-        assert name in module.__all__, f"{name} is not in {module.__name__}.__all__"
-    assert "adntn.nn" in DOCUMENTED
+    shown = {f"{name}.{each}" for name in DOCUMENTED for each in getattr(pkgutil.resolve_name(name), "__all__", ())}
+    things = [pkgutil.resolve_name(name) for name in {*shown, *DOCUMENTED}]
+    for name in set(adntn.__all__) - {"__version__"}:
+        assert any(getattr(adntn, name) is thing for thing in things), f"adntn.{name} is on no page of docs/api"
 
 
 def test_every_page_of_the_site_is_in_its_menu() -> None:
@@ -187,10 +185,10 @@ WALK = re.findall(
 
 #: Rows that may say "not built yet", and have to.
 GAPS = [
-    *("Definition 2", "(5)", "(6)", "(7)", "(12)", "(19)", "(24)", "(25)", "(26)"),
+    *("(5)", "(6)", "(12)", "(19)", "(24)", "(25)", "(26)"),
     *("(28)", "(31)", "(32)", "(33)", "(34)", "(35)"),
     *("(51)", "(52)", "(53)", "(57)", "(58)", "(63)", "(64)", "(65)"),
-    *("Table 3", "Figure 6"),
+    "Figure 6",
 ]
 
 

@@ -60,6 +60,14 @@ TOPOLOGIES: dict[str, dict[str, Any]] = {
     "`attn`": {"topology": "attn"},
     "`attn`, `boundary_layers=2`": {"topology": "attn", "boundary_layers": 2},
     "`mera`": {"topology": "mera"},
+    "`brickwall`": {"topology": "brickwall"},
+    "`brickwall`, `columns=4`": {"topology": "brickwall", "columns": 4},
+}
+BASELINES: dict[str, dict[str, Any]] = {
+    "`tt`": {"topology": "tt"},
+    "`lowrank`": {"topology": "lowrank"},
+    "`subspace`": {"topology": "subspace"},
+    "`frozen`": {"topology": "frozen"},
 }
 
 
@@ -131,6 +139,9 @@ def kept_for_backward(layer: nn.Module, x: Tensor) -> int:
 TABLES: dict[str, Callable[[], str]] = {
     "topology": lambda: costs(TOPOLOGIES),
     "topology-conv": lambda: costs(TOPOLOGIES, CONV),
+    "kernel": lambda: costs({"default": {}, "`kernel_radix=3`": {"kernel_radix": 3}}, CONV),
+    "baselines": lambda: costs(BASELINES),
+    "more": lambda: costs({**number("terms", (1, 2, 4)), "`gate=True`": {"gate": True}}),
     "order": lambda: costs({f"`{o}`": {"order": o} for o in ("blocked", "block_paired", "flat", "paired")}),
     "order-conv": lambda: costs({f"`{o}`": {"order": o} for o in ("blocked", "block_paired", "flat", "paired")}, CONV),
     "groups": lambda: costs(number("groups", (1, 2, 4, 16, 64))),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,7 @@ from adntn import Generator, GeneratorConfig, register_activation
 from adntn.activations import ACTIVATIONS, canonical, gain, make_activation, parameter_shapes, registry
 from adntn.errors import CheckpointError, ConfigError
 
-
-@pytest.fixture(autouse=True)
-def _own_registry() -> Iterator[None]:
-    before = dict(registry._REGISTRY)
-    yield
-    registry._REGISTRY.clear()
-    registry._REGISTRY.update(before)
-    parameter_shapes.cache_clear()
+pytestmark = pytest.mark.usefixtures("own_registry")
 
 
 class Bump(nn.Module):

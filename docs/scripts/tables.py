@@ -79,7 +79,19 @@ def starts() -> str:
     """The stable rank of freshly drawn weights of a ttn, medians over seeds."""
     starts = [(order, start) for order in ("blocked", "paired") for start in ("isometric", "paper")]
     rows = []
-    for activation in ("sine(omega=3)", "sine", "tanh", "elu", "gelu", "relu", "prelu", "identity"):
+    for activation in (
+        "sine(omega=3)",
+        "sine",
+        "tanh",
+        "elu",
+        "gelu",
+        "relu",
+        "swish",
+        "rational",
+        "prelu",
+        "siren",
+        "identity",
+    ):
         ranks = [
             adntn.diagnose(
                 adntn.GeneratorConfig(order=order, initialization=start, activation=activation), START, seeds=SEEDS

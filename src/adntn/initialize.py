@@ -133,8 +133,8 @@ def initial_values(contraction: Contraction, activate: Activate, *, std: float |
             rescale(values, level, scale)
             z = z * scale.unsqueeze(1)
         state = activate(level.number, z)
-        # A ReLU that sees negative entries only: the same level with its sign turned is alive. Without a branch, so that
-        # models can be built under FakeTensorMode.
+        # A ReLU that sees negative entries only: the same level with its sign turned is alive. There is no branch on
+        # values, so that models can be built under FakeTensorMode.
         sign = torch.where((state == 0).all(dim=1), -1.0, 1.0)
         first = values[level.scaled[0]].unflatten(0, (config.trees, -1))
         first[:, 0] *= sign.view(-1, 1, 1)

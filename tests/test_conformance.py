@@ -13,6 +13,7 @@ import itertools
 import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,6 +35,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import adntn
 from adntn import Generator, GeneratorConfig
 from adntn.contraction import plan, run
 
@@ -511,6 +513,52 @@ def test_a_layers_state_is_its_generators_and_the_bias(layer: LayerCase) -> None
     assert all(p.ndim <= 3 for p in module.parameters())
 
 
+one_of_each = some_layers(
+    "linear, 3 groups",
+    "conv, 4 groups, generator of 2",
+    "conv1d, reflect, no bias",
+    "conv3d",
+    "transposed, output_padding, mera",
+    "transposed 1d",
+    "transposed 3d",
+    "embedding, mera",
+)
+
+
+@one_of_each
+def test_a_model_of_it_is_saved_loaded_kept_and_made_plain(layer: LayerCase, tmp_path: Path) -> None:
+    module, x = layer.build(), layer.make_input()
+    model = nn.Sequential(module)
+    expected = model(x).detach()
+    path = adntn.save(model, tmp_path / "model.safetensors")
+    # Into a plain model, into one that is generated already, and the plain one that it becomes.
+    for fresh in (nn.Sequential(module.to_dense()), nn.Sequential(layer.make(dtype=torch.float64))):
+        loaded = adntn.load(fresh, path)
+        assert type(loaded[0]) is type(module)
+        assert loaded[0].way == module.way
+        assert torch.equal(loaded(x), expected)
+    with adntn.cached(model):
+        for _ in range(2):
+            assert torch.equal(model(x), expected)
+    plain = adntn.materialize(model)
+    assert type(plain[0]) is module.dense_type
+    assert relative_error(plain(x), expected) < 1e-12
+    (row,) = adntn.describe(model).layers
+    assert (row.kind, row.shape, row.way) == (module.dense_type.__name__, module.blueprint.shape, layer.way)
+
+
+@one_of_each
+def test_compress_makes_it_of_torchs_own(layer: LayerCase) -> None:
+    module, x = layer.build(), layer.make_input()
+    model = nn.Sequential(module.to_dense())
+    report = adntn.compress_(model, module.config)
+    assert [row.kind for row in report.layers] == [module.dense_type.__name__]
+    assert type(model[0]) is type(module)
+    assert model[0].way == module.way
+    assert model[0].extra_repr() == module.extra_repr()
+    assert relative_error(model(x), torchs_own(model[0], x, model[0].weight)) < 1e-12
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
 @every_layer_and_way
 def test_a_layer_moves_to_another_dtype(layer: LayerCase, way: str, dtype: torch.dtype) -> None:
@@ -639,6 +687,19 @@ def test_every_kind_of_layer_is_one_graph(layer: LayerCase) -> None:
 )
 def test_a_layer_compiles_to_machine_code(layer: LayerCase, way: str) -> None:
     check_compiled(layer, way, backend="inductor")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["dense", "factored"])
+@one_of_each
+def test_a_layer_is_exported(layer: LayerCase, way: str) -> None:
+    module, x = layer.build(way), layer.make_input()
+    exported = torch.export.export(module, (x,), strict=False)
+    assert relative_error(exported.module()(x), module(x)) < 1e-12
+    file = io.BytesIO()
+    torch.export.save(exported, file)
+    file.seek(0)
+    assert relative_error(torch.export.load(file).module()(x), module(x)) < 1e-12
 
 
 def test_a_compiled_layer_follows_its_parameters() -> None:

@@ -28,7 +28,7 @@ class Embedding(GeneratedLayer, nn.Embedding):  # type: ignore[override]  # the 
     an embedding and a linear layer is one tensor. So it is here: the row is zero for every layer that shares the
     generator, and its score in a language model's head is the bias. (torch's row starts at zero too, but the head's
     gradient then moves it, and with it what the embedding returns for padding.) Tied layers start with the deviation of
-    the first of them in the model.
+    the first of them that ``compress_`` replaces.
 
     Args:
         num_embeddings: rows of the table.

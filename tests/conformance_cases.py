@@ -311,9 +311,9 @@ LAYERS: dict[str, LayerCase] = {
         _transpose3d(32, 32, 2, stride=(2, 1, 1), output_padding=(1, 0, 0), bias=False), (2, 32, 2, 2, 3)
     ),
     "embedding": _table(100, 32),
-    "embedding, padding": _table(33, 17, 0, "dense", topology="mera"),
+    "embedding, padding": _table(33, 17, 0, topology="mera"),
     "embedding, radix 3": _table(70, 30, -1, radix=3, latent_order=2),
-    "embedding, 2 groups, padding": _table(34, 20, 30, "dense", groups=2, topology="attn"),
+    "embedding, 2 groups, padding": _table(34, 20, 30, groups=2, topology="attn"),
     "embedding, mera": _table(500, 128, 499, topology="mera"),
     "embedding, 4 groups": _table(512, 100, groups=4),
     "embedding, block_paired": _table(64, 64, order="block_paired"),

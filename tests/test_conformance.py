@@ -87,6 +87,20 @@ def test_factors_give_the_weight(case: Case) -> None:
     assert relative_error(weight, gen()) < 1e-12
 
 
+@every_case
+def test_rows_of_the_factors_are_made_alone(case: Case) -> None:
+    gen = case.build()
+    # Any shape, and repeated.
+    index = torch.randint(gen.shape[0], (2, 5))
+    factors, some = gen.factors(), gen.factors_at(index)
+    assert (factors is None) == (some is None)
+    if factors is None or some is None:
+        return
+    assert_equal(some[0], factors[0].flatten(0, 1)[index], tolerance=1e-12)
+    assert torch.equal(some[1], factors[1])
+    assert torch.equal(some[2], factors[2])
+
+
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 @pytest.mark.parametrize(
     "order, shape, expected",
@@ -539,12 +553,36 @@ def test_a_model_of_it_is_saved_loaded_kept_and_made_plain(layer: LayerCase, tmp
         assert torch.equal(loaded(x), expected)
     with adntn.cached(model):
         for _ in range(2):
-            assert torch.equal(model(x), expected)
+            assert relative_error(model(x), expected) < 1e-12
     plain = adntn.materialize(model)
     assert type(plain[0]) is module.dense_type
     assert relative_error(plain(x), expected) < 1e-12
     (row,) = adntn.describe(model).layers
     assert (row.kind, row.shape, row.way) == (module.dense_type.__name__, module.blueprint.shape, layer.way)
+
+
+@pytest.mark.parametrize("way", ["dense", "factored"])
+@one_of_each
+def test_a_layer_runs_on_the_meta_device(layer: LayerCase, way: str) -> None:
+    module = layer.make(execution=way, device="meta")
+    y = module(layer.make_input(torch.float32).to("meta"))
+    assert y.is_meta
+    assert y.shape == layer.build(way)(layer.make_input()).shape
+
+
+@pytest.mark.parametrize("way", ["dense", "factored"])
+@one_of_each
+def test_an_ensemble_runs_under_vmap(layer: LayerCase, way: str) -> None:
+    module, x = layer.build(way), layer.make_input()
+    stacks = {name: torch.stack([p, 1.5 * p]).detach() for name, p in module.named_parameters()}
+
+    def run(parameters: dict[str, Tensor]) -> Tensor:
+        result: Tensor = torch.func.functional_call(module, parameters, (x,))
+        return result
+
+    both = torch.func.vmap(run)(stacks)
+    for place in (0, 1):
+        assert relative_error(both[place], run({name: stack[place] for name, stack in stacks.items()})) < 1e-12
 
 
 @one_of_each

@@ -158,6 +158,20 @@ class GeneratorModule(nn.Module):
         a, c, b = (factor.to(self.root.dtype) for factor in factors)
         return a, c, b
 
+    def factors_at(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Return the factors, but of A only the rows at an index into ``out``; no other row is made.
+
+        Args:
+            index: whole numbers of any shape.
+
+        Returns:
+            Rows of A, shape ``(*index, r)``; C and B as :meth:`factors`. All in the precision in which they are made,
+            float32 at least.
+        """
+        with self._full_precision():
+            parameters = self._parameters_by_name()
+            return self._contraction.factors_at(parameters, self._contraction.hidden(parameters, self._activate), index)
+
     @property
     def ranks(self) -> tuple[int, int] | None:
         """The sizes r and r' of the factors, or None where the order has no split."""

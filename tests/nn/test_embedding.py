@@ -112,10 +112,10 @@ def test_what_torch_refuses_is_refused_in_the_same_words(execution: str) -> None
 @both_ways
 def test_half_precision_rows_are_close_to_the_tables(execution: str) -> None:
     layer = Embedding(300, 100, config=CONFIG, execution=execution, dtype=torch.bfloat16)
-    index = torch.arange(300)
-    rows, table = layer(index).detach(), layer.weight.detach()
-    assert rows.dtype == torch.bfloat16
-    assert float((rows.float() - table.float()).norm() / table.float().norm()) < 1e-2
+    for count in (20, 300):
+        rows, table = layer(torch.arange(count)).detach(), layer.weight[:count].detach()
+        assert rows.dtype == torch.bfloat16
+        assert float((rows.float() - table.float()).norm() / table.float().norm()) < 1e-2
 
 
 @both_ways
@@ -125,10 +125,29 @@ def test_rows_are_kept_in_the_block_of_cached(execution: str) -> None:
     expected = model(index)
     with adntn.cached(model):
         for _ in range(2):
-            assert torch.equal(model(index), expected)
+            torch.testing.assert_close(model(index), expected)
         model[0].root.mul_(1.5)
         assert not torch.allclose(model(index), expected)
         assert not model(torch.tensor(7)).any()
+
+
+def test_few_rows_are_made_one_by_one_and_a_kept_table_is_cut_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+
+    def record(name: str) -> None:
+        make = getattr(Embedding, name)
+        monkeypatch.setattr(Embedding, name, lambda *given: (made.append(name), make(*given))[1])
+
+    record("factors")
+    record("factors_at")
+    layer = Embedding(300, 100, 7, config=CONFIG, execution="factored")
+    layer(torch.arange(299))
+    layer(torch.arange(300))
+    assert made == ["factors_at", "factors"]
+    with adntn.cached(nn.Sequential(layer)):
+        layer(torch.arange(2))
+        layer(torch.arange(3))
+    assert made == ["factors_at", "factors", "factors"]
 
 
 # --- padding ----------------------------------------------------------------------------------------------------------

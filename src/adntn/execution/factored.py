@@ -7,7 +7,7 @@ convolution group, a split of its own: the rows of A, and C and B of that genera
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -79,13 +79,14 @@ def conv_transpose(
 
 
 def embedding(
-    index: Tensor,  # shape: any, whole numbers below out
-    factors: Factors,  # shapes: A (groups, out / groups, r), C (groups, r, r'), B (groups, in, r')
+    rows: Tensor,  # shape: (*index, r), of A
+    index: Tensor,  # shape: (*index)
+    rest: Sequence[Tensor],  # shapes: C (groups, r, r'), B (groups, in, r')
+    size: int,
 ) -> Tensor:  # shape: (*index, in)
-    """Return the rows of W at ``index``; no other row is made."""
-    a, c, b = factors
-    groups, size, _ = a.shape
-    rows = F.embedding(index, a.flatten(0, 1))
+    """Return the rows of W at an index, from those of A; ``size`` is the number of rows of a group."""
+    c, b = rest
+    groups = len(c)
     if groups == 1:
         return F.linear(F.linear(rows, c[0].mT), b[0])
     hidden = F.linear(rows, c.mT.flatten(0, 1)).unflatten(-1, (groups, -1))

@@ -1,8 +1,7 @@
 """Which way a layer runs.
 
 ``factored`` runs y = A(C(B^T x)) and never makes the weight; ``dense`` makes the whole weight and hands it to torch's
-own kernel. ``auto`` compares what they cost: the multiply-adds of one position, or for lookups, which need none, the
-numbers that have to be generated.
+own kernel. ``auto`` compares the multiply-adds of one position.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from adntn.errors import ConfigError, check_choice
 from adntn.generator import GeneratorModule
 
-__all__ = ["EXECUTIONS", "Way", "Work", "choose", "generated", "multiply_adds"]
+__all__ = ["EXECUTIONS", "Way", "Work", "choose", "multiply_adds"]
 
 EXECUTIONS = ("auto", "factored", "dense")
 
@@ -39,29 +38,27 @@ class Way:
 
 @dataclass(frozen=True)
 class Work:
-    """What a layer costs in each way.
+    """The multiply-adds of one position.
 
     Attributes:
         dense: with the whole weight.
         factored: with its factors; as dense where it has none.
-        unit: what is counted.
     """
 
     dense: int
     factored: int
-    unit: str
 
     def __str__(self) -> str:
-        return f"{self.factored:,} {self.unit} factored, {self.dense:,} dense"
+        return f"{self.factored:,} multiply-adds a position factored, {self.dense:,} dense"
 
 
-def choose(execution: str, generator: GeneratorModule, work: Work) -> Way:
+def choose(execution: str, generator: GeneratorModule, work: Work | None) -> Way:
     """Choose the way of a layer.
 
     Args:
         execution: ``"auto"``, ``"factored"`` or ``"dense"``.
         generator: the layer, or a generator on its own.
-        work: what each way costs.
+        work: what each way costs; None for lookups, which cost nothing but the making of what is looked up.
 
     Raises:
         ConfigError: an unknown execution, or ``"factored"`` where the weight has no split.
@@ -76,6 +73,8 @@ def choose(execution: str, generator: GeneratorModule, work: Work) -> Way:
         return Way("dense", obstacle)
     if execution == "factored":
         return Way("factored", "asked for")
+    if work is None:
+        return Way("factored", "only the rows that are looked up are made")
     return Way("factored" if work.factored < _WORTHWHILE * work.dense else "dense", str(work))
 
 
@@ -97,14 +96,4 @@ def multiply_adds(generator: GeneratorModule, *, groups: int = 1, stride: int = 
         outer, inner = generator.ranks
         blocks = math.lcm(groups, generator.config.groups)
         factored = blocks * inner * (stride * columns + outer * math.prod(kernel)) + rows * outer
-    return Work(dense, factored, "multiply-adds a position")
-
-
-def generated(generator: GeneratorModule) -> Work:
-    """Return how many numbers are generated: those of a table ``(out, in)``, and those of its factors."""
-    rows, columns = generator.blueprint.shape
-    factored = dense = rows * columns
-    if generator.ranks is not None:
-        outer, inner = generator.ranks
-        factored = rows * outer + generator.config.groups * (outer + columns) * inner
-    return Work(dense, factored, "numbers to generate")
+    return Work(dense, factored)

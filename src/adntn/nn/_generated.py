@@ -167,8 +167,8 @@ class GeneratedLayer(GeneratorModule):
         """
         return choose(execution, self, self._work())
 
-    def _work(self) -> Work:
-        """Return what ``execution="auto"`` compares."""
+    def _work(self) -> Work | None:
+        """Return what ``execution="auto"`` compares; None where there is nothing to compare."""
         return multiply_adds(self)
 
     @property
@@ -198,6 +198,16 @@ class GeneratedLayer(GeneratorModule):
             return factors
         a, c, b = factors
         return self._zeroed(a.flatten(0, 1)).view_as(a), c, b
+
+    def factors_at(self, index: Tensor) -> Factors | None:
+        """Return rows of A at an index, and C and B, as :meth:`adntn.Generator.factors_at`."""
+        factors = super().factors_at(index)
+        if factors is None:
+            return None
+        rows, c, b = factors
+        for row in self._zero_rows:
+            rows = rows.masked_fill((index == row).unsqueeze(-1), 0.0)
+        return rows, c, b
 
     def _zeroed(self, rows: Tensor) -> Tensor:  # shape: (out, n)
         for row in self._zero_rows:

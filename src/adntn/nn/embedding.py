@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any, NoReturn
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adntn.errors import ConfigError
 from adntn.execution import factored
-from adntn.execution.plan import Work, generated
+from adntn.execution.cache import is_kept
 from adntn.generator import GeneratorModule
 from adntn.nn._generated import GeneratedLayer
 from adntn.topology import Blueprint, GeneratorConfig
@@ -20,9 +21,8 @@ __all__ = ["Embedding"]
 class Embedding(GeneratedLayer, nn.Embedding):  # type: ignore[override]  # the weight is read-only, on purpose
     """``torch.nn.Embedding`` with a generated table, which starts with torch's deviation of 1.
 
-    Where the order splits, only the rows that are looked up are made, and the table never is; ``"auto"`` does so where
-    the factors are clearly smaller than the table. As torch's own, rows keep the precision of the parameters under
-    autocast.
+    Where the order splits, only the rows that are looked up are made, and the table never is. As torch's own, rows keep
+    the precision of the parameters under autocast.
 
     The row of ``padding_idx``, read once when the layer is made, is zero and stays zero. In torch a weight tied between
     an embedding and a linear layer is one tensor. So it is here: the row is zero for every layer that shares the
@@ -39,7 +39,7 @@ class Embedding(GeneratedLayer, nn.Embedding):  # type: ignore[override]  # the 
         scale_grad_by_freq: only False: a row has no gradient of its own.
         sparse: only False, for the same reason.
         config: of the generator; None means the default.
-        execution: ``"auto"``, ``"factored"`` or ``"dense"``.
+        execution: ``"auto"``, which is ``"factored"`` wherever the order splits, ``"factored"`` or ``"dense"``.
         device: of all parameters.
         dtype: of all parameters.
 
@@ -116,11 +116,24 @@ class Embedding(GeneratedLayer, nn.Embedding):  # type: ignore[override]  # the 
         if self.padding_idx is not None and self.padding_idx not in self._zero_rows:
             self._zero_rows.append(self.padding_idx)
 
-    def _work(self) -> Work:
-        return generated(self)
+    def _work(self) -> None:
+        return None
 
     def forward(self, input: Tensor) -> Tensor:  # shape: (*) -> (*, embedding_dim)
         if self._way.name == "dense":
             return nn.Embedding.forward(self, input)
+        size = self.num_embeddings // self.config.groups
         with self._full_precision():
-            return factored.embedding(input, self._factors())
+            if self._whole_pays(input):
+                a, *rest = self._factors()
+                rows = F.embedding(input, a.flatten(0, 1))
+            else:
+                factors = self.factors_at(input)
+                assert factors is not None  # choose() does not take this way otherwise
+                rows, *rest = factors
+            return factored.embedding(rows, input, rest, size).to(self.root.dtype)
+
+    def _whole_pays(self, index: Tensor) -> bool:
+        """Return whether to make A whole, and not only the rows of it that are looked up."""
+        assert self.ranks is not None
+        return index.numel() >= self.num_embeddings or (is_kept(self) and self.ranks[0] < self.embedding_dim)

@@ -124,12 +124,11 @@ class Embedding(GeneratedLayer, nn.Embedding):  # type: ignore[override]  # the 
             return nn.Embedding.forward(self, input)
         size = self.num_embeddings // self.config.groups
         with self._full_precision():
-            if self._whole_pays(input):
+            factors = None if self._whole_pays(input) else self.factors_at(input)
+            if factors is None:
                 a, *rest = self._factors()
                 rows = F.embedding(input, a.flatten(0, 1))
             else:
-                factors = self.factors_at(input)
-                assert factors is not None  # choose() does not take this way otherwise
                 rows, *rest = factors
             return factored.embedding(rows, input, rest, size).to(self.root.dtype)
 

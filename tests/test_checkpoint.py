@@ -680,7 +680,7 @@ def other_size() -> Net:
 
 def other_kind() -> Net:
     model = Net()
-    model.conv = nn.ConvTranspose2d(8, 3, 3)  # type: ignore[assignment]
+    model.conv = nn.Bilinear(8, 3, 3)  # type: ignore[assignment]
     return model
 
 
@@ -717,7 +717,7 @@ def on_meta() -> Net:
     [
         (other_config, r"'conv' is generated with .*topology='ttn'.* in the file, .*topology='mera'.* in the model"),
         (other_size, r"'head\.0' is a Linear with a weight of shape \(16, 32\) in the file, a Linear with \(12, 32\)"),
-        (other_kind, "'conv', which cannot be one in this model: it is a ConvTranspose2d"),
+        (other_kind, "'conv', which cannot be one in this model: it is a Bilinear"),
         (without_norm, r"norm\.bias is not in the model"),
         (with_more, r"head\.3\.bias is missing"),
         (without_bias, r"conv\.bias is not in the model"),

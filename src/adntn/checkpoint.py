@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from adntn.describe import generated_layers, plain_name
 from adntn.errors import AdntnError, CheckpointError, ConfigError, ShapeError
-from adntn.execution.plan import EXECUTIONS, choose
+from adntn.execution.plan import EXECUTIONS
 from adntn.nn import GENERATED, GeneratedLayer
 from adntn.nn._generated import dense_weight
 from adntn.targets import compiled_alone, held_by_optimizer, obstacle
@@ -323,7 +323,7 @@ def _check_layer(path: Path, layer: _Layer, modules: Mapping[str, nn.Module]) ->
                 f"{path}: {layer.name!r} is generated with shape {layer.shape} and {layer.config} in the file, "
                 f"with shape {module.blueprint.shape} and {module.config} in the model."
             )
-        choose(layer.execution, module, splits_input=getattr(module, "groups", 1) > 1)
+        module.would_run(layer.execution)
         return
     why = obstacle(module)
     # The weight's values are about to go, so they need not be finite.

@@ -148,7 +148,8 @@ def materialize(model: nn.Module) -> nn.Module:
                 continue
             if id(child) not in plain:
                 layer = child.to_dense()
-                layer.register_parameter("bias", child.bias)  # of the copy already, and possibly shared
+                if child.bias is not None:
+                    layer.register_parameter("bias", child.bias)  # of the copy already, and possibly shared
                 layer.register_parameter("weight", weights.setdefault(id(child._network), dense_weight(layer)))
                 plain[id(child)] = layer
             setattr(parent, attribute, plain[id(child)])

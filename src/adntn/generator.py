@@ -200,6 +200,22 @@ class GeneratorModule(nn.Module):
         a, c, b = (factor.to(self.dtype) for factor in factors)
         return a, c, b
 
+    def factors_at(self, index: Tensor) -> Factors | None:
+        """Return the factors, but of A only the rows at an index into ``out``; None where only whole ones can be had.
+
+        Args:
+            index: whole numbers of any shape.
+
+        Returns:
+            Rows of A, shape ``(*index, r)``; C and B as :meth:`factors`. All in the precision in which they are made,
+            float32 at least.
+        """
+        with self._full_precision():
+            if not isinstance(self._network, Contraction):
+                return None
+            parameters = self._parameters_by_name()
+            return self._network.factors_at(parameters, self._network.hidden(parameters, self._activate), index)
+
     @property
     def ranks(self) -> tuple[int, int] | None:
         """The sizes r and r' of the factors, or None where the order has no split."""

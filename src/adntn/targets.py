@@ -47,7 +47,7 @@ def obstacle(module: nn.Module) -> str | None:
         return f"its weight is {weight.dtype}, which is not a floating-point type"
     if not weight.is_meta and not bool(torch.isfinite(weight).all()):
         return "its weight has NaN or infinite entries"
-    return None
+    return GENERATED[type(module)].refusal(module)
 
 
 def select(model: nn.Module, targets: str | Sequence[str]) -> list[str]:

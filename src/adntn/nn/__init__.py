@@ -5,10 +5,25 @@ from __future__ import annotations
 from torch import nn as _nn
 
 from adntn.nn._generated import GeneratedLayer
-from adntn.nn.conv import Conv2d
+from adntn.nn.conv import Conv1d, Conv2d, Conv3d
+from adntn.nn.conv_transpose import ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
+from adntn.nn.embedding import Embedding
 from adntn.nn.linear import Linear
 
-__all__ = ["Conv2d", "GeneratedLayer", "Linear"]
+__all__ = [
+    "Conv1d",
+    "Conv2d",
+    "Conv3d",
+    "ConvTranspose1d",
+    "ConvTranspose2d",
+    "ConvTranspose3d",
+    "Embedding",
+    "GeneratedLayer",
+    "Linear",
+]
 
 #: The generated class for each torch layer.
-GENERATED: dict[type[_nn.Module], type[GeneratedLayer]] = {cls.dense_type: cls for cls in (Linear, Conv2d)}
+GENERATED: dict[type[_nn.Module], type[GeneratedLayer]] = {
+    cls.dense_type: cls
+    for cls in (Linear, Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d, Embedding)
+}

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from adntn.errors import CompressionError, ShapeError
+from adntn.errors import CompressionError, ConfigError, ShapeError
 from adntn.execution.cache import keep
 from adntn.execution.factored import Factors
-from adntn.execution.plan import Way, choose
+from adntn.execution.plan import Way, Work, choose, multiply_adds
 from adntn.generator import GeneratorModule
 from adntn.topology import GeneratorConfig
 
@@ -21,7 +20,7 @@ __all__ = ["GeneratedLayer", "dense_weight"]
 _MODULE_STATE = frozenset(vars(nn.Module()))
 
 # What a generated layer adds to that.
-_OWN = ("blueprint", "std", "_network", "_paths", "_execution", "_way")
+_OWN = ("blueprint", "std", "_network", "_paths", "_execution", "_way", "_zero_rows")
 
 
 def _copy_description(source: nn.Module, target: nn.Module, leave: tuple[str, ...] = ()) -> None:
@@ -44,9 +43,11 @@ class GeneratedLayer(GeneratorModule):
 
     Attributes:
         dense_type: the torch layer that the class stands in for.
+        dense_std: deviation of that layer's weight at the start; None for that of linear layers and convolutions.
     """
 
     dense_type: ClassVar[type[nn.Module]]
+    dense_std: ClassVar[float | None] = None
     bias: nn.Parameter | None
 
     @classmethod
@@ -67,15 +68,18 @@ class GeneratedLayer(GeneratorModule):
             execution: how to run, see :attr:`execution`.
 
         Raises:
+            ConfigError: the layer has an option that a generated weight cannot have.
             ShapeError: the weight cannot be generated, or is not of the shape of the one shared.
         """
+        cls._refuse(dense)
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
         _copy_description(dense, layer)
-        layer.register_parameter("bias", dense._parameters["bias"])
+        if "bias" in dense._parameters:
+            layer.register_parameter("bias", dense._parameters["bias"])
         if share is None:
             weight = dense_weight(dense)
-            layer._grow(tuple(weight.shape), config, None, weight.device, weight.dtype)
+            layer._grow(tuple(weight.shape), config, cls.dense_std, weight.device, weight.dtype)
         else:
             if share.blueprint.shape != tuple(dense_weight(dense).shape):
                 raise ShapeError(
@@ -95,15 +99,28 @@ class GeneratedLayer(GeneratorModule):
         dtype: torch.dtype | None,
     ) -> None:
         """Become the layer that a torch layer on the meta device describes. Runs in place of the torch ``__init__``."""
+        self._refuse(template)
         nn.Module.__init__(self)
         _copy_description(template, self)
-        self._grow(tuple(dense_weight(template).shape), config, None, device, dtype)
-        bias = template._parameters["bias"]
-        if bias is not None:
-            bias = nn.Parameter(torch.empty(bias.shape, device=self.device, dtype=self.dtype))
-        self.register_parameter("bias", bias)
-        self._reset_bias()
+        self._grow(tuple(dense_weight(template).shape), config, self.dense_std, device, dtype)
+        if "bias" in template._parameters:
+            bias = template._parameters["bias"]
+            if bias is not None:
+                bias = nn.Parameter(torch.empty(bias.shape, device=self.device, dtype=self.dtype))
+            self.register_parameter("bias", bias)
+            self._reset_bias()
         self.execution = execution
+
+    @classmethod
+    def refusal(cls, dense: nn.Module) -> str | None:
+        """Return why a torch layer of this type cannot have a generated weight, or None if it can."""
+        return None
+
+    @classmethod
+    def _refuse(cls, dense: nn.Module) -> None:
+        why = cls.refusal(dense)
+        if why is not None:
+            raise ConfigError(f"this {cls.dense_type.__name__} cannot be generated: {why}.")
 
     def to_dense(self) -> nn.Module:
         """Return a plain torch layer with the same options and hooks, and the weight as it is now."""
@@ -111,10 +128,11 @@ class GeneratedLayer(GeneratorModule):
         nn.Module.__init__(dense)
         _copy_description(self, dense, leave=_OWN)
         dense.weight = nn.Parameter(self.weight.detach().clone())
-        bias = self.bias
-        if bias is not None:
-            bias = nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
-        dense.register_parameter("bias", bias)
+        if "bias" in self._parameters:
+            bias = self.bias
+            if bias is not None:
+                bias = nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
+            dense.register_parameter("bias", bias)
         return dense.train(self.training)
 
     @property
@@ -138,14 +156,64 @@ class GeneratedLayer(GeneratorModule):
 
     @execution.setter
     def execution(self, value: str) -> None:
-        stride = math.prod(getattr(self, "stride", ()))
-        self._way = choose(value, self, splits_input=getattr(self, "groups", 1) > 1, stride=stride)
+        self._way = self.would_run(value)
         self._execution = value
+
+    def would_run(self, execution: str) -> Way:
+        """Return how the layer would run if it were asked for this execution.
+
+        Raises:
+            ConfigError: the execution is unknown, or ``"factored"`` where the weight has no split.
+        """
+        return choose(execution, self, self._work())
+
+    def _work(self) -> Work | None:
+        """Return what ``execution="auto"`` compares; None where there is nothing to compare."""
+        return multiply_adds(self)
 
     @property
     def way(self) -> Way:
         """How the layer runs, and why."""
         return self._way
+
+    # --- rows that are zero: padding, see adntn.nn.Embedding --------------------------------------------------------
+
+    def _grow(self, *args: Any) -> None:
+        super()._grow(*args)
+        self._zero_rows: list[int] = []
+
+    def _share(self, other: GeneratorModule) -> None:
+        super()._share(other)
+        # One list for all that share, as a tied weight of torch's is one tensor.
+        self._zero_rows = other._zero_rows if isinstance(other, GeneratedLayer) else []
+
+    def generate(self) -> Tensor:
+        """Return the weight, shape ``(out, in, *kernel)``."""
+        return self._zeroed(super().generate())
+
+    def factors(self) -> Factors | None:
+        """Return A, C, B with ``W = A C B^T`` in every group, as :meth:`adntn.Generator.factors`."""
+        factors = super().factors()
+        if factors is None or not self._zero_rows:
+            return factors
+        a, c, b = factors
+        return self._zeroed(a.flatten(0, 1)).view_as(a), c, b
+
+    def factors_at(self, index: Tensor) -> Factors | None:
+        """Return rows of A at an index, and C and B, as :meth:`adntn.Generator.factors_at`."""
+        factors = super().factors_at(index)
+        if factors is None:
+            return None
+        rows, c, b = factors
+        for row in self._zero_rows:
+            rows = rows.masked_fill((index == row).unsqueeze(-1), 0.0)
+        return rows, c, b
+
+    def _zeroed(self, rows: Tensor) -> Tensor:  # shape: (out, n)
+        for row in self._zero_rows:
+            here = torch.arange(len(rows), device=rows.device) == row
+            rows = rows.masked_fill(here.unsqueeze(1), 0.0)
+        return rows
 
     def _factors(self) -> Factors:
         factors = keep(self, "factors", self.factors)

@@ -8,7 +8,7 @@ adntn.save(model, "model.safetensors")
 
 from __future__ import annotations
 
-from adntn import nn
+from adntn import adjoint, nn
 from adntn._version import __version__
 from adntn.checkpoint import load, save
 from adntn.compress import cached, compress_, materialize
@@ -38,6 +38,7 @@ __all__ = [
     "Health",
     "ShapeError",
     "__version__",
+    "adjoint",
     "cached",
     "compress_",
     "describe",

@@ -4,11 +4,14 @@
     python benchmarks/adjoint.py --table                    # prints the table of docs/adjoint.md
 
 Time is that of making the weight, or the factors, and of taking a gradient of its shape back to all parameters. Bytes
-kept are those of all storages that the way forward leaves for the way back, parameters included.
+kept are those of all storages that the way forward leaves for the way back, parameters included. The peak is what both
+passes together add to the resident memory of the process at most, as Linux counts it: 0 where memory that the process
+already holds is enough.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import statistics
 import sys
@@ -52,6 +55,20 @@ def seconds(work: Callable[[], object]) -> float:
     return benchmark.Timer("work()", globals={"work": work}, num_threads=torch.get_num_threads()).timeit(1).median
 
 
+def peak(work: Callable[[], object]) -> int:
+    """Return the bytes of resident memory that the work needs at most, beyond those there are."""
+
+    def resident(kind: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(kind))
+
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+    before = resident("VmRSS")
+    work()
+    return resident("VmHWM") - before
+
+
 def measure(topology: str, size: int, what: str) -> dict[str, object]:
     torch.manual_seed(SEED)
     gen = adntn.Generator((size, size), adntn.GeneratorConfig(topology=topology))
@@ -70,6 +87,10 @@ def measure(topology: str, size: int, what: str) -> dict[str, object]:
         for way in WAYS:
             gen.backward = way
             times[way].append(seconds(step))
+    peaks = {}
+    for way in WAYS:
+        gen.backward = way
+        peaks[way] = peak(step)
     ratios = sorted(b / a for a, b in zip(*(times[way][2:] for way in WAYS), strict=True))
     return {
         "topology": topology,
@@ -77,6 +98,7 @@ def measure(topology: str, size: int, what: str) -> dict[str, object]:
         "made": what,
         "parameter_bytes": sum(p.numel() * p.element_size() for p in parameters),
         "bytes_kept": bytes_kept,
+        "peak_bytes": peaks,
         "seconds": {way: statistics.median(times[way][2:]) for way in WAYS},
         "ratio": {"median": statistics.median(ratios), "least": ratios[0], "most": ratios[-1]},
     }
@@ -84,15 +106,16 @@ def measure(topology: str, size: int, what: str) -> dict[str, object]:
 
 def table() -> str:
     lines = [
-        "| topology | size | made | kept by autograd | by the adjoint | time of autograd | of the adjoint | ratio |",
-        "|---|---:|---|---:|---:|---:|---:|---:|",
+        "| topology | size | made | kept, KiB | adjoint | peak, MiB | adjoint | time, ms | adjoint | ratio |",
+        "|---|---:|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in json.loads(RESULTS.read_text())["rows"]:
-        bytes_kept = " | ".join(f"{row['bytes_kept'][way] / 1024:,.1f} KiB" for way in WAYS)
-        times = " | ".join(f"{row['seconds'][way] * 1e3:,.1f} ms" for way in WAYS)
+        bytes_kept = " | ".join(f"{row['bytes_kept'][way] / 2**10:,.1f}" for way in WAYS)
+        peaks = " | ".join(f"{row['peak_bytes'][way] / 2**20:,.0f}" for way in WAYS)
+        times = " | ".join(f"{row['seconds'][way] * 1e3:,.1f}" for way in WAYS)
         ratio = f"{row['ratio']['median']:.1f} ({row['ratio']['least']:.1f} to {row['ratio']['most']:.1f})"
         size = f"{row['size']}×{row['size']}"
-        lines.append(f"| {row['topology']} | {size} | {row['made']} | {bytes_kept} | {times} | {ratio} |")
+        lines.append(f"| {row['topology']} | {size} | {row['made']} | {bytes_kept} | {peaks} | {times} | {ratio} |")
     return "\n".join(lines)
 
 

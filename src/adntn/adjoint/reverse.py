@@ -182,7 +182,9 @@ class Reverse:
 
         # Every term of a sum meets the same adjoint; folding puts zeros where the weight was cropped.
         made = self.network.blueprint.tensorization.fold(upstream.to(state.dtype))
-        per_core, adjoint = readout.back(made.repeat_interleave(self.config.terms, dim=0))
+        if self.config.terms > 1:
+            made = made.repeat_interleave(self.config.terms, dim=0)
+        per_core, adjoint = readout.back(made)
         gradients = self._by_name(named, last, per_core)
         gradients |= self._hidden_back(named, passes, pre_activations, state, adjoint)
         return {name: gradients[name].to(tensor.dtype) for name, tensor in parameters.items()}

@@ -46,6 +46,13 @@ def test_the_initialization_page_shows_the_studys_table() -> None:
     assert between(page, "table") == study["table"]()
 
 
+def test_the_adjoint_page_shows_the_benchmarks_table_and_its_code_runs() -> None:
+    page = (ROOT / "docs" / "adjoint.md").read_text()
+    assert between(page, "table") == runpy.run_path(str(ROOT / "benchmarks" / "adjoint.py"))["table"]()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(compile(code, "adjoint.md", "exec"), {})
+
+
 def test_readme_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)

@@ -8,7 +8,7 @@ adntn.save(model, "model.safetensors")
 
 from __future__ import annotations
 
-from adntn import nn
+from adntn import adjoint, nn
 from adntn._version import __version__
 from adntn.activations import register_activation
 from adntn.checkpoint import load, save
@@ -39,6 +39,7 @@ __all__ = [
     "Health",
     "ShapeError",
     "__version__",
+    "adjoint",
     "cached",
     "compress_",
     "describe",

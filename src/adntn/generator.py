@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
 from adntn import activations
+from adntn.adjoint import function as adjoint_function
+from adntn.adjoint.equations import nonlinearity
+from adntn.adjoint.reverse import Reverse, full_precision
 from adntn.baselines import Network, draw_network, network
 from adntn.contraction import Contraction, Factors
-from adntn.errors import ConfigError, GeneratorTooLargeError
-from adntn.norms import normalize
+from adntn.errors import ConfigError, GeneratorTooLargeError, check_choice
 from adntn.topology import TREES, Blueprint, GeneratorConfig
 
-__all__ = ["Generator", "GeneratorModule"]
+__all__ = ["Backward", "Generator", "GeneratorModule"]
+
+Backward = Literal["autograd", "adjoint"]
 
 
 class _Part(nn.Module):
@@ -37,6 +40,7 @@ class GeneratorModule(nn.Module):
     activation: nn.ModuleDict
     _network: Network
     _paths: tuple[tuple[str, tuple[str, ...]], ...]
+    _backward: str = "autograd"
 
     def _grow(
         self,
@@ -81,7 +85,7 @@ class GeneratorModule(nn.Module):
     def _share(self, other: GeneratorModule) -> None:
         """Register another module's root and cores as this one's too, as torch does with tied weights."""
         self.blueprint, self.std = other.blueprint, other.std
-        self._network, self._paths = other._network, other._paths
+        self._network, self._paths, self._backward = other._network, other._paths, other._backward
         for name in {path[0] for _, path in other._paths} | set(other.blueprint.buffer_shapes) | {"activation"}:
             part = getattr(other, name)
             if name in other._buffers:
@@ -158,15 +162,41 @@ class GeneratorModule(nn.Module):
 
     # --- what it makes ------------------------------------------------------------------------------------------
 
+    @property
+    def backward(self) -> str:
+        """How gradients are made: ``"autograd"``, or ``"adjoint"`` by the paper's equations (:mod:`adntn.adjoint`).
+
+        The latter keeps only the parameters for the backward pass and computes the states anew there, which costs time,
+        and for a large weight more memory while that pass runs (``docs/adjoint.md`` has the numbers). It is how the
+        module runs, not what it is: neither the config nor a ``state_dict`` has it. Forward-mode derivatives and
+        ``torch.compile`` take the ordinary path either way. Of :meth:`factors`, the way up to the hidden state is
+        taken back so; the small readout is autograd's.
+
+        Raises:
+            ConfigError: when set to something else, or to ``"adjoint"`` on a baseline, which has no levels.
+        """
+        return self._backward
+
+    @backward.setter
+    def backward(self, value: str) -> None:
+        check_choice("backward", value, get_args(Backward))
+        if value == "adjoint" and not isinstance(self._network, Contraction):
+            raise ConfigError(
+                f"backward='adjoint' needs levels; topology={self.config.topology!r} has none. Trees and the brick "
+                "wall have."
+            )
+        self._backward = value
+
     def generate(self) -> Tensor:
         """Return the weight, shape ``(out, in, *kernel)``."""
-        with self._full_precision():
-            parameters = self._parameters_by_name()
-            if isinstance(self._network, Contraction):
-                hidden = self._network.hidden(parameters, self._activate)
-                weight = self._network.weight(parameters, hidden)
+        with full_precision(self.device):
+            if not isinstance(self._network, Contraction):
+                weight = self._network.weight(self._parameters_by_name())
+            elif self._takes_adjoint():
+                weight = adjoint_function.run(Reverse(self._network, self.activation), "weight", self._tensors())
             else:
-                weight = self._network.weight(parameters)
+                parameters = self._parameters_by_name()
+                weight = self._network.weight(parameters, self._network.hidden(parameters, self._activate))
         return weight.to(self.dtype)
 
     def hidden(self) -> Tensor:
@@ -177,9 +207,13 @@ class GeneratorModule(nn.Module):
         """
         if not isinstance(self._network, Contraction):
             raise ConfigError(f"topology={self.config.topology!r} has no hidden state; trees and the brick wall have.")
-        with self._full_precision():
-            hidden = self._network.hidden(self._parameters_by_name(), self._activate)
-        return hidden.to(self.dtype)
+        with full_precision(self.device):
+            return self._hidden(self._network).to(self.dtype)
+
+    def _hidden(self, network: Contraction) -> Tensor:
+        if self._takes_adjoint() and network.hidden_plans:  # without hidden levels there is nothing to compute anew
+            return adjoint_function.run(Reverse(network, self.activation), "hidden", self._tensors())
+        return network.hidden(self._parameters_by_name(), self._activate)
 
     def factors(self) -> Factors | None:
         """Return A, C, B with ``W = A C B^T`` in every group, exactly, or None where the order has no split.
@@ -188,11 +222,10 @@ class GeneratorModule(nn.Module):
             A of shape ``(groups, out / groups, r)``, C of shape ``(groups, r, r', *kernel)``, B of shape ``(groups,
             in, r')``.
         """
-        with self._full_precision():
+        with full_precision(self.device):
             parameters = self._parameters_by_name()
             if isinstance(self._network, Contraction):
-                hidden = self._network.hidden(parameters, self._activate)
-                factors = self._network.factors(parameters, hidden)
+                factors = self._network.factors(parameters, self._hidden(self._network))
             else:
                 factors = self._network.factors(parameters)
         if factors is None:
@@ -210,11 +243,11 @@ class GeneratorModule(nn.Module):
             Rows of A, shape ``(*index, r)``; C and B as :meth:`factors`. All in the precision in which they are made,
             float32 at least.
         """
-        with self._full_precision():
+        with full_precision(self.device):
             if not isinstance(self._network, Contraction):
                 return None
             parameters = self._parameters_by_name()
-            return self._network.factors_at(parameters, self._network.hidden(parameters, self._activate), index)
+            return self._network.factors_at(parameters, self._hidden(self._network), index)
 
     @property
     def ranks(self) -> tuple[int, int] | None:
@@ -227,17 +260,17 @@ class GeneratorModule(nn.Module):
         named.update({name: getattr(self, name) for name in self.blueprint.buffer_shapes})
         return named
 
-    def _activate(self, number: int, z: Tensor) -> Tensor:
-        state = activations.run(self.activation[str(number)], z)
-        if self.config.gate:
-            state = z + self.get_core(f"gate.level.{number}").to(z.dtype) * (state - z)
-        return normalize(self.config.norm, state)
+    def _takes_adjoint(self) -> bool:
+        return self._backward == "adjoint" and adjoint_function.is_possible()
 
-    def _full_precision(self) -> contextlib.AbstractContextManager[Any]:
-        kind = self.device.type
-        if kind != "meta" and torch.is_autocast_enabled(kind):
-            return torch.autocast(kind, enabled=False)
-        return contextlib.nullcontext()
+    def _tensors(self) -> dict[str, Tensor]:
+        """Return all parameters as they are, the activations' too."""
+        return {name: self.get_core(name) for name, _ in self.generator_parameters()}
+
+    def _activate(self, number: int, z: Tensor) -> Tensor:
+        gate = self.get_core(f"gate.level.{number}") if self.config.gate else None
+        activation = functools.partial(activations.run, self.activation[str(number)])
+        return nonlinearity(activation, self.config.norm, gate, z)
 
     # --- initial values -----------------------------------------------------------------------------------------
 
@@ -255,7 +288,7 @@ class GeneratorModule(nn.Module):
                 named[name].fill_(1.0)  # the calibration below runs through it
         for name in self.blueprint.buffer_shapes:
             getattr(self, name).copy_(torch.randint(1 << 62, (1,), device="cpu"))
-        with self._full_precision():
+        with full_precision(self.device):
             # Drawn on the CPU so that a seed gives the same start on every device.
             activate = lambda number, z: self._activate(number, z.to(device)).to("cpu", torch.float64)  # noqa: E731
             values = draw_network(self._network, activate, std=self.std)
@@ -276,10 +309,11 @@ class Generator(GeneratorModule):
             convolutional weight of this shape, ``1 / sqrt(3 * fan_in)``.
         device: of the parameters.
         dtype: of the parameters and of the weight.
+        backward: how gradients are made, ``"autograd"`` or ``"adjoint"``; see :attr:`backward`.
 
     Raises:
         ShapeError: the shape cannot be generated, or ``groups`` does not divide its rows.
-        ConfigError: an explicit order does not fit the shape.
+        ConfigError: an explicit order does not fit the shape, or a baseline is to run backwards by the adjoint.
         GeneratorTooLargeError: states and weight would not fit into memory.
 
     Example:
@@ -296,9 +330,11 @@ class Generator(GeneratorModule):
         std: float | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        backward: Backward = "autograd",
     ) -> None:
         super().__init__()
         self._grow(tuple(shape), config, std, device, dtype)
+        self.backward = backward
 
     def forward(self) -> Tensor:
         """Return the weight, shape ``(out, in, *kernel)``."""

@@ -15,7 +15,7 @@ from adntn.levels import Level
 from adntn.tensorize import IN, KERNEL, OUT, Tensorization
 from adntn.topology import Blueprint
 
-__all__ = ["Activate", "Contraction", "Cores", "Factors", "apply"]
+__all__ = ["Activate", "Contraction", "Cores", "Factors", "apply", "kron"]
 
 Cores = Mapping[str, Tensor]
 Activate = Callable[[int, Tensor], Tensor]
@@ -126,7 +126,7 @@ def _kron_pieces(stage: Stage, cores: Cores, like: Tensor) -> Tensor:
             factors.append(_kron_stack(stack.mT if piece.kind == "mix" else stack))
     product = factors[0]
     for factor in factors[1:]:
-        product = _kron(product, factor)
+        product = kron(product, factor)
     return product
 
 
@@ -136,14 +136,15 @@ def _kron_stack(stack: Tensor) -> Tensor:  # shape: (groups, n, a, b) -> (groups
     while stack.shape[1] > 1:
         if stack.shape[1] % 2:
             last = stack[:, -1]
-            rest = last if rest is None else _kron(last, rest)
+            rest = last if rest is None else kron(last, rest)
             stack = stack[:, :-1]
-        stack = _kron(stack[:, 0::2], stack[:, 1::2])
+        stack = kron(stack[:, 0::2], stack[:, 1::2])
     whole = stack[:, 0]
-    return whole if rest is None else _kron(whole, rest)
+    return whole if rest is None else kron(whole, rest)
 
 
-def _kron(x: Tensor, y: Tensor) -> Tensor:  # shapes: (*batch, a, b), (*batch, c, d) -> (*batch, a*c, b*d)
+def kron(x: Tensor, y: Tensor) -> Tensor:  # shapes: (*batch, a, b), (*batch, c, d) -> (*batch, a*c, b*d)
+    """Return the Kronecker product of two batches of matrices."""
     product = x[..., :, None, :, None] * y[..., None, :, None, :]
     return product.reshape(*product.shape[:-4], x.shape[-2] * y.shape[-2], x.shape[-1] * y.shape[-1])
 

@@ -20,7 +20,7 @@ __all__ = ["GeneratedLayer", "dense_weight"]
 _MODULE_STATE = frozenset(vars(nn.Module()))
 
 # What a generated layer adds to that.
-_OWN = ("blueprint", "std", "_network", "_paths", "_execution", "_way", "_zero_rows")
+_OWN = ("blueprint", "std", "_network", "_paths", "_backward", "_execution", "_way", "_zero_rows")
 
 
 def _copy_description(source: nn.Module, target: nn.Module, leave: tuple[str, ...] = ()) -> None:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adntn.adjoint.reverse import full_precision
 from adntn.errors import ConfigError
 from adntn.execution import factored
 from adntn.execution.cache import is_kept
@@ -123,7 +124,7 @@ class Embedding(GeneratedLayer, nn.Embedding):  # type: ignore[override]  # the 
         if self._way.name == "dense":
             return nn.Embedding.forward(self, input)
         size = self.num_embeddings // self.config.groups
-        with self._full_precision():
+        with full_precision(self.device):
             factors = None if self._whole_pays(input) else self.factors_at(input)
             if factors is None:
                 a, *rest = self._factors()

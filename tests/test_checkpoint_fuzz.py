@@ -20,7 +20,7 @@ from safetensors.torch import save as save_bytes
 from torch import Tensor, nn
 
 import adntn
-from adntn import AdntnError, GeneratorConfig, checkpoint
+from adntn import AdntnError, GeneratorConfig, savefile
 
 pytestmark = pytest.mark.usefixtures("few_objects")
 
@@ -80,7 +80,7 @@ def join(header: Json, data: bytes) -> bytes:
 
 def sign(header: Json, tensors: dict[str, Tensor]) -> bytes:
     text = json.dumps(header)
-    metadata = {"format": "pt", "adntn": text, "adntn.sha256": checkpoint._digest(text, tensors)}
+    metadata = {"format": "pt", "adntn": text, "adntn.sha256": savefile.digest(text, tensors)}
     return save_bytes(tensors, metadata)
 
 

@@ -69,7 +69,7 @@ def choose(execution: str, generator: GeneratorModule, *, splits_input: bool = F
 
 def multiply_adds(generator: GeneratorModule, stride: int = 1) -> tuple[int, int]:
     """Return the multiply-adds of one output position: with the whole weight, and with the factors."""
-    out, columns, *kernel = generator.blueprint.shape
+    out, columns, *kernel = generator.shape
     dense = out * columns * math.prod(kernel)
     if generator.ranks is None:
         return dense, dense

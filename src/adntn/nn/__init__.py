@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from torch import nn as _nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear as _AttentionsLinear
 
-from adntn.nn._generated import GeneratedLayer
+from adntn.nn._generated import GeneratedLayer, GeneratedWeight, StandIn
+from adntn.nn.attention import MultiheadAttention
 from adntn.nn.conv import Conv2d
 from adntn.nn.linear import Linear
+from adntn.nn.parameter import GeneratedParameter
 
-__all__ = ["Conv2d", "GeneratedLayer", "Linear"]
+__all__ = [
+    "Conv2d",
+    "GeneratedLayer",
+    "GeneratedParameter",
+    "GeneratedWeight",
+    "Linear",
+    "MultiheadAttention",
+    "StandIn",
+]
 
 #: The generated class for each torch layer.
-GENERATED: dict[type[_nn.Module], type[GeneratedLayer]] = {cls.dense_type: cls for cls in (Linear, Conv2d)}
+GENERATED: dict[type[_nn.Module], type[StandIn]] = {
+    **{cls.dense_type: cls for cls in (Linear, Conv2d, MultiheadAttention)},
+    _AttentionsLinear: Linear,
+}

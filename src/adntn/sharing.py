@@ -97,10 +97,12 @@ def _check_weights(group: Sequence[Place]) -> None:
                 "generator has one weight of two axes."
             )
     (one,) = first.weights.values()
-    for place in group[1:]:
+    owners: dict[int, str] = {}
+    for place in group:
         (other,) = place.weights.values()
-        if other is one:
-            raise CompressionError(f"shared: {first.name!r} and {place.name!r} have one and the same weight already.")
+        owner = owners.setdefault(id(other), place.name)
+        if owner != place.name:
+            raise CompressionError(f"shared: {owner!r} and {place.name!r} have one and the same weight already.")
         if other.shape[1] != one.shape[1]:
             raise ShapeError(
                 f"shared: the weights of {first.name!r}, {tuple(one.shape)}, and {place.name!r}, {tuple(other.shape)}, "

@@ -123,6 +123,7 @@ def attach(module: nn.Module, name: str, generated: GeneratedParameter) -> None:
             module._init_flat_weights()
         # unsafe: without the check that torch makes by generating the parameter once.
         parametrize.register_parametrization(module, name, generated, unsafe=True)
+        _in_order(module.parametrizations._modules, generated._order)  # type: ignore[union-attr]
     except BaseException:
         module.__class__ = cls
         module._parameters.update(before)
@@ -142,13 +143,18 @@ def detach(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
     for kept in (module._parameters, module._buffers):
         kept.pop(name, None)
     module.register_parameter(name, parameter)
-    place = {each: i for i, each in enumerate(order)}
-    in_order = sorted(module._parameters.items(), key=lambda item: place.get(item[0], len(place)))
-    module._parameters.clear()
-    module._parameters.update(in_order)
+    _in_order(module._parameters, order)
     if isinstance(module, _Recurrent) and not parametrize.is_parametrized(module):
         module.__class__ = type(module).__bases__[1]
         module._init_flat_weights()
+
+
+def _in_order(named: dict[str, Any], order: tuple[str, ...]) -> None:
+    """Bring what is named into an order; what has no place in it comes last."""
+    place = {name: i for i, name in enumerate(order)}
+    items = sorted(named.items(), key=lambda item: place.get(item[0], len(place)))
+    named.clear()
+    named.update(items)
 
 
 def _own_class(module: nn.Module) -> None:

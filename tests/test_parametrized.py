@@ -26,7 +26,10 @@ from adntn import AdntnError, CheckpointError, CompressionError, ConfigError, Ge
 from adntn.execution import cache
 from adntn.targets import select
 
-pytestmark = pytest.mark.usefixtures("few_objects")
+pytestmark = [
+    pytest.mark.usefixtures("few_objects"),
+    pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning"),
+]
 
 
 class Table(nn.Module):
@@ -122,10 +125,6 @@ def set_weights(dense: nn.Module, generated: nn.Module) -> nn.Module:
 # --- running ----------------------------------------------------------------------------------------------------------
 
 
-one_dnn = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
-
-
-@one_dnn
 @every_kind
 def test_a_model_gives_what_it_gives_with_the_generated_parameters(kind: str) -> None:
     model = compressed(kind)
@@ -421,6 +420,20 @@ def test_a_module_in_two_places_has_its_parameter_under_both_names(tmp_path: Pat
     loaded = adntn.load(make(), adntn.save(model, tmp_path / "model.safetensors"))
     assert loaded[0] is loaded[2]
     assert torch.equal(loaded(x), model(x))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_recurrent_layer_on_its_own_is_changed_where_it_is(tmp_path: Path, compiled: bool) -> None:
+    model: Any = nn.LSTM(8, 8, batch_first=True)
+    compress_(torch.compile(model, backend="eager") if compiled else model, CONFIG, "weight_hh_l0")
+    assert names(adntn.describe(model)) == ["weight_hh_l0"]
+    path = adntn.save(model, tmp_path / "model.safetensors")
+    given: Any = nn.LSTM(8, 8, batch_first=True)
+    adntn.load(torch.compile(given, backend="eager") if compiled else given, path)
+    assert torch.equal(given(X)[0], model(X)[0])
+    dense = adntn.materialize(model)
+    assert type(dense) is nn.LSTM
+    torch.testing.assert_close(dense(X)[0], model(X)[0])
 
 
 def test_two_parameters_share_a_generator() -> None:

@@ -135,6 +135,7 @@ FOUND: dict[str, tuple[Groups, list[list[str]]]] = {
     "by suffix": ([QKV], [["blocks.0.q_proj", "blocks.0.k_proj", "blocks.0.v_proj"]]),
     "all four": ([(*QKV, "o_proj")], [[f"blocks.0.{n}" for n in (*QKV, "o_proj")]]),
     "by full names": ([("blocks.0.q_proj", "blocks.1.q_proj")], [["blocks.0.q_proj", "blocks.1.q_proj"]]),
+    "as compiled": ([("_orig_mod.blocks.0.q_proj", "blocks.1.q_proj")], [["blocks.0.q_proj", "blocks.1.q_proj"]]),
     "by longer suffixes": ([("0.q_proj", "1.q_proj")], [["blocks.0.q_proj", "blocks.1.q_proj"]]),
     "by one pattern": ([(r"re:.*\.[qk]_proj",)], [["blocks.0.q_proj", "blocks.0.k_proj"]]),
     "by patterns": ([(r"re:.*0\.v_proj", r"re:.*\.q_.*")], [["blocks.0.v_proj", "blocks.0.q_proj"]]),

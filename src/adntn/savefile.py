@@ -102,9 +102,10 @@ class Entry:
     @classmethod
     def from_dict(cls, name: str, values: Mapping[str, Any]) -> Entry:
         kind, shape, execution, rows = values["kind"], values["shape"], values["execution"], values.get("rows")
-        possible = all(type(n) is int for n in shape) and type(kind) is str and execution in EXECUTIONS
-        if rows is not None:
-            possible = possible and len(rows) == 2 and all(type(n) is int for n in rows)
+        possible = type(shape) is list and shape and all(type(n) is int for n in shape)
+        possible = possible and type(kind) is str and execution in EXECUTIONS
+        if possible and rows is not None:
+            possible = type(rows) is list and len(rows) == 2 and all(type(n) is int for n in rows)
             possible = possible and 0 <= rows[0] < rows[1] <= shape[0]
         if not possible:
             raise CheckpointError(f"the entry of {name!r} is not one that this library writes.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from adntn.describe import plain_name
 from adntn.errors import CompressionError, ShapeError, nearest
 from adntn.targets import Place, Places, listing, matcher
 
@@ -31,7 +32,8 @@ def find_groups(
             f"shared={shared!r} is not a list of groups, as shared=[('q_proj', 'k_proj', 'v_proj')]."
         )
     groups: list[tuple[Place, ...]] = []
-    for entries in shared:
+    for given in shared:
+        entries = [entry if entry.startswith("re:") else plain_name(entry) for entry in given]
         if all(places.get(entry) for entry in entries):
             found = [tuple(place for entry in entries if (place := places.get(entry)))]
             outside = [place.name for place in found[0] if place.name not in chosen]

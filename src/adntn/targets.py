@@ -304,7 +304,8 @@ def refuse_wrapped(model: nn.Module) -> None:
                 "call compress_ on the plain model, then wrap it."
             )
     inner = getattr(model, "_orig_mod", model)
-    if not any(True for _ in inner.children()):
+    own = any(_weight_obstacle(p, values=False) is None for p in inner.parameters(recurse=False))
+    if type(inner) in GENERATED or isinstance(inner, StandIn) or not (own or any(True for _ in inner.children())):
         raise CompressionError(
             f"a {type(inner).__name__} on its own has no place to put another layer; "
             "wrap it in nn.Sequential, or build the layer with adntn.nn."

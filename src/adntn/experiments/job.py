@@ -143,7 +143,7 @@ def chosen_layers(job: Job, model: nn.Module) -> list[str]:
 
 def _has_one_weight(module: nn.Module) -> bool:
     kind = GENERATED[type(module)]
-    return kind.dense_type is type(module) and kind.generated_names(module) == ("weight",)
+    return type(module) is kind.dense_type and kind.generated_names(module) == ("weight",)
 
 
 def variant_model(job: Job, build: Callable[[], nn.Module], names: Sequence[str], variant: str, seed: int) -> nn.Module:

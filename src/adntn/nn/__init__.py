@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from torch import nn as _nn
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear as _AttentionsLinear
 
 from adntn.nn._generated import GeneratedLayer, GeneratedWeight, StandIn
 from adntn.nn.attention import MultiheadAttention
@@ -23,6 +22,5 @@ __all__ = [
 
 #: The generated class for each torch layer.
 GENERATED: dict[type[_nn.Module], type[StandIn]] = {
-    **{cls.dense_type: cls for cls in (Linear, Conv2d, MultiheadAttention)},
-    _AttentionsLinear: Linear,
+    kind: cls for cls in (Linear, Conv2d, MultiheadAttention) for kind in (cls.dense_type, *cls.other_types)
 }

@@ -145,9 +145,11 @@ class StandIn(nn.Module):
 
     Attributes:
         dense_type: the torch layer.
+        other_types: subclasses of it that do the same.
     """
 
     dense_type: ClassVar[type[nn.Module]]
+    other_types: ClassVar[tuple[type[nn.Module], ...]] = ()
     _generated: ClassVar[tuple[str, ...]] = ("weight",)
 
     @classmethod
@@ -222,7 +224,7 @@ class GeneratedLayer(GeneratedWeight, StandIn):
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
         _copy_description(dense, layer)
-        if type(dense) is not cls.dense_type:
+        if type(dense) in cls.other_types:
             object.__setattr__(layer, "dense_type", type(dense))
         layer.register_parameter("bias", dense._parameters["bias"])
         layer._take(sources["weight"])

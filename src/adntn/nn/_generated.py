@@ -226,7 +226,8 @@ class GeneratedLayer(GeneratedWeight, StandIn):
         _copy_description(dense, layer)
         if type(dense) in cls.other_types:
             object.__setattr__(layer, "dense_type", type(dense))
-        layer.register_parameter("bias", dense._parameters["bias"])
+        for name in dense._parameters.keys() & {"bias"}:
+            layer.register_parameter(name, dense._parameters[name])
         layer._take(sources["weight"])
         if layer.shape != tuple(dense_weight(dense).shape):
             raise ShapeError(
@@ -260,10 +261,11 @@ class GeneratedLayer(GeneratedWeight, StandIn):
         nn.Module.__init__(dense)
         _copy_description(self, dense, leave=_OWN)
         dense.weight = plain_weight(self, {} if made is None else made)
-        bias = self.bias
-        if bias is not None and made is None:
-            bias = nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
-        dense.register_parameter("bias", bias)
+        for name in self._parameters.keys() & {"bias"}:
+            bias = self.bias
+            if bias is not None and made is None:
+                bias = nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
+            dense.register_parameter(name, bias)
         return dense.train(self.training)
 
     @property

@@ -15,7 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from adntn import Generator, GeneratorConfig
-from adntn.nn import Conv2d, Linear
+from adntn.nn import (
+    Conv1d,
+    Conv2d,
+    Conv3d,
+    ConvTranspose1d,
+    ConvTranspose2d,
+    ConvTranspose3d,
+    Embedding,
+    Linear,
+)
 
 Options = dict[str, Any]
 
@@ -50,7 +59,14 @@ CONFIGS: dict[str, Options] = {
     "prelu, centred": {"activation": "prelu", "norm": "center", "latent_order": 2},
     "sine, isometric": {"activation": "sine(omega=3)", "initialization": "isometric", "latent_order": 1},
 }
-ACTIVATIONS = ("identity", "relu", "elu", "gelu", "silu", "tanh", "sine", "prelu")
+#: What each learns on a level and in a group.
+ACTIVATIONS: dict[str, dict[str, int]] = {
+    **{name: {} for name in ("identity", "relu", "elu", "gelu", "silu", "tanh", "sine", "sine(omega=3)", "siren")},
+    "prelu": {"slope": 1},
+    "swish": {"beta": 1},
+    "rational": {"a": 4, "b": 1},
+    "rational(m=2, n=4)": {"a": 3, "b": 2},
+}
 
 # Shapes whose digits an explicit order can shuffle: without padding, with it, and with an odd number of modes.
 PERMUTATIONS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
@@ -114,6 +130,9 @@ def generator_cases() -> dict[str, Case]:
         )
     for activation in ACTIVATIONS:
         add(f"{activation}", (8, 8), activation=activation, latent_order=1, topology="mera")
+        add(
+            f"{activation}, groups", (9, 5), activation=activation, groups=3, latent_order=1, initialization="isometric"
+        )
     return cases
 
 
@@ -125,16 +144,19 @@ DIFFERENTIATED = {
     "sine, isometric": Case((4, 3, 3, 3), {**CONFIGS["sine, isometric"], "topology": "mera", "order": "block_paired"}),
     "groups": Case((6, 8), {"groups": 2, "topology": "attn", "order": "flat", "latent_order": 2}),
     "digits out of order": Case((5, 11), {"topology": "mera", "order": (6, 0, 3, 2, 5, 1, 4)}),
+    "rational, groups": Case((6, 8), {"activation": "rational(m=2, n=4)", "groups": 2, "latent_order": 1}),
+    "swish": Case((5, 11), {"activation": "swish", "latent_order": 2, "initialization": "isometric"}),
+    "siren": Case((8, 8), {"activation": "siren(omega=2)", "latent_order": 1, "initialization": "isometric"}),
 }
 
 
 def scramble(module: nn.Module) -> Any:
-    """Take disentanglers far from the identity, and slopes and biases from their constant start."""
+    """Take disentanglers far from the identity, and biases and what activations learn from their constant start."""
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             if "mix." in name:
                 parameter.copy_(torch.randn_like(parameter) / parameter.shape[-1] ** 0.5)
-            elif name.endswith(("slope", "bias")):
+            elif "activation." in name or name.endswith("bias"):
                 parameter.copy_(torch.rand_like(parameter))
     return module
 
@@ -151,12 +173,14 @@ class LayerCase:
         input: shape of an input, batch first.
         way: how it runs when nothing is asked.
         splits: whether it can run factored at all.
+        rows: of the table, if the input is indices into one.
     """
 
     make: Callable[..., nn.Module]
     input: tuple[int, ...]
     way: str = "factored"
     splits: bool = True
+    rows: int | None = None
 
     def build(self, execution: str = "auto", dtype: torch.dtype = torch.float64) -> Any:
         torch.manual_seed(0)
@@ -165,6 +189,8 @@ class LayerCase:
     def make_input(self, dtype: torch.dtype = torch.float64, batch: int | None = None) -> Tensor:
         generator = torch.Generator().manual_seed(1)
         shape = self.input if batch is None else (batch, *self.input[1:])
+        if self.rows is not None:
+            return torch.randint(self.rows, shape, generator=generator)
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
@@ -186,13 +212,26 @@ def _rows(start: int, stop: int, whole: int, in_features: int, **options: Any) -
 def _conv(
     channels_in: int,
     channels_out: int,
-    kernel: int | tuple[int, int] = 3,
+    kernel: int | tuple[int, ...] = 3,
     *,
+    kind: type[nn.Module] = Conv2d,
     config: Options | None = None,
     **options: Any,
 ) -> Callable[..., nn.Module]:
     generator_config = GeneratorConfig(**{**PLAIN, **(config or {})})
-    return partial(Conv2d, channels_in, channels_out, kernel, config=generator_config, **options)
+    return partial(kind, channels_in, channels_out, kernel, config=generator_config, **options)
+
+
+_conv1d, _conv3d = partial(_conv, kind=Conv1d), partial(_conv, kind=Conv3d)
+_transpose1d, _transpose2d, _transpose3d = (
+    partial(_conv, kind=kind) for kind in (ConvTranspose1d, ConvTranspose2d, ConvTranspose3d)
+)
+
+
+def _table(rows: int, size: int, padding_idx: int | None = None, way: str = "factored", **options: Any) -> LayerCase:
+    config = GeneratorConfig(**{**PLAIN, **options})
+    make = partial(Embedding, rows, size, padding_idx, config=config)
+    return LayerCase(make, (3, 5), way, splits=config.order in ("blocked", "block_paired"), rows=rows)
 
 
 LAYERS: dict[str, LayerCase] = {
@@ -219,6 +258,9 @@ LAYERS: dict[str, LayerCase] = {
     "linear, rows of a shared generator": LayerCase(_rows(77, 141, 192, 64, topology="mera"), (3, 64), way="dense"),
     "linear, two of three groups": LayerCase(_rows(64, 192, 192, 128, groups=3, topology="attn"), (3, 128)),
     "linear, rows across groups": LayerCase(_rows(40, 128, 192, 64, groups=3), (3, 64), way="dense", splits=False),
+    "linear, rational, 2 groups": LayerCase(
+        _linear(64, 64, activation="rational", groups=2, latent_order=2, initialization="isometric"), (3, 64)
+    ),
     "linear, too small to factor": LayerCase(_linear(8, 8), (3, 8), way="dense"),
     "conv": LayerCase(_conv(32, 32), (2, 32, 5, 6)),
     "conv, no bias, mera": LayerCase(_conv(32, 40, bias=False, config={"topology": "mera"}), (2, 32, 5, 6)),
@@ -235,13 +277,78 @@ LAYERS: dict[str, LayerCase] = {
     "conv, generator of 2 groups": LayerCase(
         _conv(32, 64, padding=1, config={"groups": 2, "topology": "attn"}), (2, 32, 4, 5)
     ),
-    "conv, 4 groups": LayerCase(_conv(32, 32, groups=4, padding=1), (2, 32, 4, 5), way="dense", splits=False),
-    "conv, depthwise": LayerCase(_conv(32, 32, groups=32), (2, 32, 4, 5), way="dense", splits=False),
+    "conv, 4 groups": LayerCase(_conv(64, 64, groups=4, padding=1), (2, 64, 4, 5)),
+    "conv, 2 groups, generator of 4": LayerCase(
+        _conv(64, 128, groups=2, config={"groups": 4, "topology": "attn"}), (2, 64, 4, 5)
+    ),
+    "conv, 4 groups, generator of 2": LayerCase(_conv(64, 128, groups=4, config={"groups": 2}), (2, 64, 4, 5)),
+    "conv, 2 groups, generator of 3": LayerCase(
+        _conv(8, 12, 2, groups=2, config={"groups": 3}), (2, 8, 4, 5), way="dense"
+    ),
+    "conv, depthwise": LayerCase(_conv(32, 32, groups=32), (2, 32, 4, 5), way="dense"),
     "conv, paired": LayerCase(_conv(32, 32, config={"order": "paired"}), (2, 32, 4, 5), way="dense", splits=False),
     "conv, block_paired": LayerCase(_conv(32, 32, config={"order": "block_paired"}), (2, 32, 4, 5)),
     "conv, flat and padded": LayerCase(
         _conv(32, 32, config={"order": "flat"}), (2, 32, 4, 5), way="dense", splits=False
     ),
+    "conv1d": LayerCase(_conv1d(32, 40, 5, stride=2, padding=2), (2, 32, 9)),
+    "conv1d, padded 17 to 33, dilated": LayerCase(
+        _conv1d(17, 33, 3, dilation=3, config={"topology": "mera"}), (2, 17, 9), way="dense"
+    ),
+    "conv1d, reflect, no bias": LayerCase(
+        _conv1d(32, 32, padding="same", padding_mode="reflect", bias=False), (2, 32, 9)
+    ),
+    "conv1d, circular, generator of 2 groups": LayerCase(
+        _conv1d(32, 64, padding=1, padding_mode="circular", config={"groups": 2, "topology": "attn"}), (2, 32, 9)
+    ),
+    "conv1d, 2 groups": LayerCase(_conv1d(64, 64, 5, groups=2, padding="same"), (2, 64, 6)),
+    "conv1d, paired": LayerCase(_conv1d(32, 32, config={"order": "paired"}), (2, 32, 5), way="dense", splits=False),
+    "conv3d": LayerCase(
+        _conv3d(32, 32, (3, 1, 2), stride=(1, 2, 1), padding=(1, 0, 1), dilation=(1, 1, 2)), (2, 32, 3, 4, 3)
+    ),
+    "conv3d, padded 17 to 33, radix 3": LayerCase(
+        _conv3d(17, 33, 3, padding="same", bias=False, config={"radix": 3, "latent_order": 2}), (2, 17, 3, 2, 3)
+    ),
+    "conv3d, replicate, 2 groups": LayerCase(
+        _conv3d(32, 32, 2, padding=1, padding_mode="replicate", groups=2), (2, 32, 2, 3, 2)
+    ),
+    "conv3d, flat": LayerCase(_conv3d(17, 8, 2, config={"order": "flat"}), (2, 17, 2, 3, 2), way="dense", splits=False),
+    "transposed": LayerCase(_transpose2d(32, 40), (2, 32, 4, 3)),
+    "transposed, output_padding, mera": LayerCase(
+        _transpose2d(32, 64, (3, 2), stride=(2, 3), padding=1, output_padding=(1, 2), config={"topology": "mera"}),
+        (2, 32, 3, 4),
+    ),
+    "transposed, padded 17 to 33, dilated": LayerCase(_transpose2d(17, 33, dilation=(2, 1), bias=False), (2, 17, 4, 3)),
+    "transposed, 4 groups": LayerCase(_transpose2d(64, 128, groups=4, stride=2), (2, 64, 3, 2)),
+    "transposed, generator of 2 groups": LayerCase(
+        _transpose2d(64, 32, config={"groups": 2, "topology": "attn"}), (2, 64, 3, 2)
+    ),
+    "transposed, 2 groups, generator of 4": LayerCase(
+        _transpose2d(64, 64, groups=2, config={"groups": 4}), (2, 64, 3, 2)
+    ),
+    "transposed, 4 groups, generator of 2": LayerCase(
+        _transpose2d(64, 64, groups=4, config={"groups": 2}), (2, 64, 3, 2)
+    ),
+    "transposed, paired": LayerCase(
+        _transpose2d(32, 32, config={"order": "paired"}), (2, 32, 3, 2), way="dense", splits=False
+    ),
+    "transposed, block_paired, radix 3": LayerCase(
+        _transpose2d(27, 30, config={"order": "block_paired", "radix": 3, "latent_order": 2}), (2, 27, 3, 2)
+    ),
+    "transposed, depthwise": LayerCase(_transpose2d(16, 16, groups=16), (2, 16, 3, 2), way="dense"),
+    "transposed 1d": LayerCase(_transpose1d(32, 40, 4, stride=2, padding=1), (2, 32, 5)),
+    "transposed 3d": LayerCase(
+        _transpose3d(32, 32, 2, stride=(2, 1, 1), output_padding=(1, 0, 0), bias=False), (2, 32, 2, 2, 3)
+    ),
+    "embedding": _table(100, 32),
+    "embedding, padding": _table(33, 17, 0, topology="mera"),
+    "embedding, radix 3": _table(70, 30, -1, radix=3, latent_order=2),
+    "embedding, 2 groups, padding": _table(34, 20, 30, groups=2, topology="attn"),
+    "embedding, mera": _table(500, 128, 499, topology="mera"),
+    "embedding, 4 groups": _table(512, 100, groups=4),
+    "embedding, block_paired": _table(64, 64, order="block_paired"),
+    "embedding, paired, padding": _table(64, 20, 3, "dense", order="paired"),
+    "embedding, flat": _table(50, 17, way="dense", order="flat"),
 }
 
 

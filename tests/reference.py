@@ -19,6 +19,23 @@ ACTIVATIONS = {
     "tanh": np.tanh,
     "sine": np.sin,
     "sine(omega=3)": lambda z: np.sin(3 * z),
+    "siren": lambda z: np.sin(30 * z),
+}
+
+
+def rational(z: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Eq. 25 with 1 + (b_1 z + b_2 z^2 + ...)^2 as its denominator."""
+    above = sum(coefficient * z**power for power, coefficient in enumerate(a))
+    root = sum(coefficient * z**power for power, coefficient in enumerate(b, start=1))
+    return above / (1 + root**2)
+
+
+#: Of these, what is learned comes as arrays by name.
+LEARNED = {
+    "prelu": lambda z, slope: np.where(z > 0, z, slope * z),
+    "swish": lambda z, beta: z / (1 + np.exp(-beta * z)),
+    "rational": rational,
+    "rational(m=2, n=4)": rational,
 }
 
 
@@ -118,9 +135,10 @@ def run_levels(
             gates = [v.reshape((size,) * 4) for v in parameters.get(f"mix.{number}.{layer}", [])]
             state = mix(state, gates, first)
         if not last:
-            if config["activation"] == "prelu":
-                slope = parameters[f"activation.{number}.slope"].item()
-                state = np.where(state > 0, state, slope * state)
+            if config["activation"] in LEARNED:
+                prefix = f"activation.{number}."
+                learned = {k.removeprefix(prefix): v[0] for k, v in parameters.items() if k.startswith(prefix)}
+                state = LEARNED[config["activation"]](state, **learned)
             else:
                 state = ACTIVATIONS[config["activation"]](state)
             if config["norm"] == "center":

@@ -60,5 +60,5 @@ def test_a_file_of_format_1_loads_and_is_written_as_that_again(tmp_path: Path, c
     again = adntn.save(model, tmp_path / "model.safetensors")
     old, new = (savefile.read(path) for path in (DATA / "format1.safetensors", again))
     assert (old.entries, old.shared, old.aliases) == (new.entries, new.shared, new.aliases)
-    assert header(again) == header(DATA / "format1.safetensors")
+    assert header(again)["format"] == header(DATA / "format1.safetensors")["format"] == 1
     assert all(torch.equal(tensor, new.tensors[name]) for name, tensor in old.tensors.items())

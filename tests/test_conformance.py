@@ -13,12 +13,14 @@ import itertools
 import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from conformance_cases import (
+    ACTIVATIONS,
     DIFFERENTIATED,
     LAYER_WAYS,
     LAYERS,
@@ -34,6 +36,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import adntn
 from adntn import Generator, GeneratorConfig
 from adntn.contraction import plan, run
 
@@ -83,6 +86,20 @@ def test_factors_give_the_weight(case: Case) -> None:
     assert b.shape == (groups, inner, s)
     weight = torch.einsum("gor,grs...,gis->goi...", a, c, b).reshape(gen.shape)
     assert relative_error(weight, gen()) < 1e-12
+
+
+@every_case
+def test_rows_of_the_factors_are_made_alone(case: Case) -> None:
+    gen = case.build()
+    # Any shape, and repeated.
+    index = torch.randint(gen.shape[0], (2, 5))
+    factors, some = gen.factors(), gen.factors_at(index)
+    assert (factors is None) == (some is None)
+    if factors is None or some is None:
+        return
+    assert_equal(some[0], factors[0].flatten(0, 1)[index], tolerance=1e-12)
+    assert torch.equal(some[1], factors[1])
+    assert torch.equal(some[2], factors[2])
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)
@@ -198,8 +215,9 @@ def test_parameters_are_named_and_shaped_as_documented(case: Case) -> None:
         for j in range(layers):
             if gates[j]:
                 expected[f"mix.{number}.{j}"] = (groups * gates[j], size**2, size**2)
-        if config.activation == "prelu" and not last:
-            expected[f"activation.{number}.slope"] = (groups, 1)
+        if not last:
+            learned = ACTIVATIONS.get(config.activation, {})
+            expected |= {f"activation.{number}.{key}": (groups, size) for key, size in learned.items()}
     assert {name: tuple(tensor.shape) for name, tensor in gen.state_dict().items()} == expected
 
 
@@ -286,8 +304,9 @@ def test_calls_in_inference_mode_leave_nothing_that_training_trips_over() -> Non
 def test_fake_and_real_tensors_leave_nothing_for_each_other(fake_first: bool) -> None:
     for fake in (fake_first, not fake_first):
         with FakeTensorMode() if fake else contextlib.nullcontext():
-            weight = Generator((8, 8), GeneratorConfig(order="paired"))()
-            assert isinstance(weight, FakeTensor) == fake
+            for options in ({"order": "paired"}, {"latent_order": 1, "activation": "relu"}, {"topology": "frozen"}):
+                weight = Generator((8, 8), GeneratorConfig(**options))()
+                assert isinstance(weight, FakeTensor) == fake
 
 
 def test_vmap_over_parameters_gives_the_weights_one_by_one() -> None:
@@ -335,15 +354,29 @@ def test_no_array_has_more_than_seven_dimensions(shape: tuple[int, ...], topolog
 # --- layers against torch's -----------------------------------------------------------------------
 
 
+CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+
 def torchs_own(layer: Any, x: Tensor, weight: Tensor) -> Tensor:
     """What torch's layer does with a weight."""
     if isinstance(layer, nn.Linear):
         return F.linear(x, weight, layer.bias)
-    padding = layer.padding
+    if isinstance(layer, nn.Embedding):
+        return F.embedding(x, weight, layer.padding_idx)
+    stride, padding, dilation, dims = layer.stride, layer.padding, layer.dilation, len(layer.kernel_size)
+    if layer.transposed:
+        extra = layer.output_padding
+        return CONV_TRANSPOSE[dims](x, weight, layer.bias, stride, padding, extra, layer.groups, dilation)
     if layer.padding_mode != "zeros":
         x = F.pad(x, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)
         padding = 0
-    return F.conv2d(x, weight, layer.bias, layer.stride, padding, layer.dilation, layer.groups)
+    return CONV[dims](x, weight, layer.bias, stride, padding, dilation, layer.groups)
+
+
+def differentiable(x: Tensor) -> Tensor:
+    """Ask for the gradient by an input that has one."""
+    return x.requires_grad_() if x.is_floating_point() else x
 
 
 @every_layer
@@ -357,7 +390,9 @@ def test_a_layer_takes_the_cheaper_way_by_itself(layer: LayerCase) -> None:
 def test_forward_is_torchs_with_the_generated_weight(layer: LayerCase, way: str) -> None:
     module, x = layer.build(way), layer.make_input()
     assert module.way.name == way
-    assert_equal(module(x), torchs_own(module, x, module.generate()))
+    y, expected = module(x), torchs_own(module, x, module.generate())
+    assert y.shape == expected.shape
+    assert relative_error(y, expected) < 1e-12
 
 
 @every_layer_and_way
@@ -376,17 +411,29 @@ def test_forward_takes_other_batches(layer: LayerCase, way: str) -> None:
 def test_gradients_are_the_same_in_both_ways(layer: LayerCase) -> None:
     gradients = {}
     for way in ("dense", "factored"):
-        module, x = layer.build(way), layer.make_input().requires_grad_()
+        module, x = layer.build(way), differentiable(layer.make_input())
         y = module(x)
         (y * torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)).sum().backward()
         gradients[way] = {"input": x.grad} | {name: p.grad for name, p in module.named_parameters()}
+    if layer.rows is not None:
+        for found in gradients.values():
+            assert found.pop("input") is None
     assert all(g is not None for g in gradients["dense"].values())
     for name, gradient in gradients["dense"].items():
         assert_equal(gradients["factored"][name], gradient)
 
 
 @pytest.mark.parametrize("way", ["dense", "factored"])
-@some_layers("linear, mera, padded", "linear, 3 groups", "conv, reflect", "conv, generator of 2 groups")
+@some_layers(
+    "linear, mera, padded",
+    "linear, 3 groups",
+    "conv, reflect",
+    "conv, generator of 2 groups",
+    "conv, 2 groups, generator of 3",
+    "conv1d",
+    "transposed, 2 groups, generator of 4",
+    "embedding, 2 groups, padding",
+)
 def test_gradients_of_a_layer_are_those_of_finite_differences(layer: LayerCase, way: str) -> None:
     module = layer.build(way)
     assert module.way.name == way
@@ -397,17 +444,29 @@ def test_gradients_of_a_layer_are_those_of_finite_differences(layer: LayerCase, 
         return result
 
     values = tuple(p.detach().clone().requires_grad_() for p in module.parameters())
-    x = layer.make_input(batch=1).requires_grad_()
+    x = differentiable(layer.make_input(batch=1))
     assert torch.autograd.gradcheck(function, (x, *values), fast_mode=True)
 
 
 @every_layer_and_way
 def test_forward_mode_runs_through_a_layer(layer: LayerCase, way: str) -> None:
     module, x = layer.build(way), layer.make_input()
-    tangent = torch.randn_like(x)
-    _, moved = torch.func.jvp(module, (x,), (tangent,))
-    # A layer is affine in its input.
-    assert_equal(moved, module(x + tangent) - module(x), tolerance=1e-8)
+    names, values = zip(*module.named_parameters(), strict=True)
+
+    def function(*values: Tensor) -> Tensor:
+        result: Tensor = torch.func.functional_call(module, dict(zip(names, values, strict=True)), (x,))
+        return result
+
+    tangents = tuple(torch.randn_like(v) for v in values)
+    y, forward = torch.func.jvp(function, values, tangents)
+    probe = torch.randn_like(y)
+    gradients = torch.autograd.grad((function(*values) * probe).sum(), values)
+    assert_equal((forward * probe).sum(), sum((g * t).sum() for g, t in zip(gradients, tangents, strict=True)))
+    if layer.rows is None:
+        tangent = torch.randn_like(x)
+        _, moved = torch.func.jvp(module, (x,), (tangent,))
+        # A layer is affine in its input.
+        assert_equal(moved, module(x + tangent) - module(x), tolerance=1e-8)
 
 
 # --- copies, files, devices, dtypes ---------------------------------------------------------------
@@ -471,6 +530,76 @@ def test_a_layers_state_is_its_generators_and_the_bias(layer: LayerCase) -> None
     assert all(p.ndim <= 3 for p in module.parameters())
 
 
+one_of_each = some_layers(
+    "linear, 3 groups",
+    "conv, 4 groups, generator of 2",
+    "conv1d, reflect, no bias",
+    "conv3d",
+    "transposed, output_padding, mera",
+    "transposed 1d",
+    "transposed 3d",
+    "embedding, mera",
+)
+
+
+@one_of_each
+def test_a_model_of_it_is_saved_loaded_kept_and_made_plain(layer: LayerCase, tmp_path: Path) -> None:
+    module, x = layer.build(), layer.make_input()
+    model = nn.Sequential(module)
+    expected = model(x).detach()
+    path = adntn.save(model, tmp_path / "model.safetensors")
+    # Into a plain model, into one that is generated already, and the plain one that it becomes.
+    for fresh in (nn.Sequential(module.to_dense()), nn.Sequential(layer.make(dtype=torch.float64))):
+        loaded = adntn.load(fresh, path)
+        assert type(loaded[0]) is type(module)
+        assert loaded[0].way == module.way
+        assert torch.equal(loaded(x), expected)
+    with adntn.cached(model):
+        for _ in range(2):
+            assert relative_error(model(x), expected) < 1e-12
+    plain = adntn.materialize(model)
+    assert type(plain[0]) is module.dense_type
+    assert relative_error(plain(x), expected) < 1e-12
+    (row,) = adntn.describe(model).layers
+    assert (row.kind, row.shape, row.way) == (module.dense_type.__name__, module.blueprint.shape, layer.way)
+
+
+@pytest.mark.parametrize("way", ["dense", "factored"])
+@one_of_each
+def test_a_layer_runs_on_the_meta_device(layer: LayerCase, way: str) -> None:
+    module = layer.make(execution=way, device="meta")
+    y = module(layer.make_input(torch.float32).to("meta"))
+    assert y.is_meta
+    assert y.shape == layer.build(way)(layer.make_input()).shape
+
+
+@pytest.mark.parametrize("way", ["dense", "factored"])
+@one_of_each
+def test_an_ensemble_runs_under_vmap(layer: LayerCase, way: str) -> None:
+    module, x = layer.build(way), layer.make_input()
+    stacks = {name: torch.stack([p, 1.5 * p]).detach() for name, p in module.named_parameters()}
+
+    def run(parameters: dict[str, Tensor]) -> Tensor:
+        result: Tensor = torch.func.functional_call(module, parameters, (x,))
+        return result
+
+    both = torch.func.vmap(run)(stacks)
+    for place in (0, 1):
+        assert relative_error(both[place], run({name: stack[place] for name, stack in stacks.items()})) < 1e-12
+
+
+@one_of_each
+def test_compress_makes_it_of_torchs_own(layer: LayerCase) -> None:
+    module, x = layer.build(), layer.make_input()
+    model = nn.Sequential(module.to_dense())
+    report = adntn.compress_(model, module.config)
+    assert [row.kind for row in report.layers] == [module.dense_type.__name__]
+    assert type(model[0]) is type(module)
+    assert model[0].way == module.way
+    assert model[0].extra_repr() == module.extra_repr()
+    assert relative_error(model(x), torchs_own(model[0], x, model[0].weight)) < 1e-12
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
 @every_layer_and_way
 def test_a_layer_moves_to_another_dtype(layer: LayerCase, way: str, dtype: torch.dtype) -> None:
@@ -483,7 +612,9 @@ def test_a_layer_moves_to_another_dtype(layer: LayerCase, way: str, dtype: torch
     assert torch.equal(module.weight, exact.to(dtype))
     y = module(x)
     assert y.dtype == dtype
-    expected = torchs_own(copy.deepcopy(module).to(torch.float64), x.double(), exact.double())
+    expected = torchs_own(
+        copy.deepcopy(module).to(torch.float64), x.double() if x.is_floating_point() else x, exact.double()
+    )
     # In the factored way the rounding errors of three products add up.
     tolerance = {torch.float64: 1e-14, torch.bfloat16: 2e-2, torch.float16: 3e-3}[dtype]
     assert relative_error(y.double(), expected) < tolerance
@@ -494,10 +625,15 @@ def test_channels_last_changes_nothing(layer: LayerCase, way: str) -> None:
     module, x = layer.build(way), layer.make_input()
     before = module(x)
     # On a whole model, as a user calls it.
-    model = nn.Sequential(module).to(memory_format=torch.channels_last)
-    if x.ndim == 4:
-        x = x.to(memory_format=torch.channels_last)
-    assert_equal(model(x), before)
+    for dims, layout in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+        model = nn.Sequential(module).to(memory_format=layout)
+        if x.ndim != dims:
+            assert_equal(model(x), before)
+            continue
+        y, torchs = model(x.to(memory_format=layout)), torchs_own(module, x.to(memory_format=layout), module.generate())
+        assert_equal(y, before)
+        # torch too gives the layout up here and there.
+        assert y.is_contiguous(memory_format=layout) or not torchs.is_contiguous(memory_format=layout)
 
 
 @every_layer_and_way
@@ -509,9 +645,11 @@ def test_autocast_leaves_the_generator_in_float32(layer: LayerCase, way: str) ->
         for inside, outside in zip(module.factors() or (), factors or (), strict=True):
             assert torch.equal(inside, outside)
         y = module(x)
-        assert y.dtype == torch.bfloat16
+        expected = torchs_own(module, x, weight)
+        # torch's own lookup is not cast.
+        assert y.dtype == expected.dtype == (torch.bfloat16 if layer.rows is None else torch.float32)
         if way == "dense":
-            assert torch.equal(y, torchs_own(module, x, weight))
+            assert torch.equal(y, expected)
     assert relative_error(y.float(), module(x)) < 2e-2
 
 
@@ -562,10 +700,18 @@ def test_a_layer_is_one_graph(layer: LayerCase, way: str) -> None:
     "linear, 3 groups",
     "linear, radix 3, isometric",
     "linear, prelu, centred",
+    "linear, rational, 2 groups",
     "conv, same",
     "conv, reflect",
-    "conv, 4 groups",
+    "conv, 4 groups, generator of 2",
     "conv, flat and padded",
+    "conv1d",
+    "conv3d, replicate, 2 groups",
+    "transposed, output_padding, mera",
+    "transposed, 2 groups, generator of 4",
+    "transposed 3d",
+    "embedding, 2 groups, padding",
+    "embedding, paired, padding",
 )
 def test_every_kind_of_layer_is_one_graph(layer: LayerCase) -> None:
     check_compiled(layer, layer.way, backend="aot_eager")
@@ -573,9 +719,29 @@ def test_every_kind_of_layer_is_one_graph(layer: LayerCase) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["dense", "factored"])
-@some_layers("linear, mera, padded", "linear, prelu, centred", "conv, generator of 2 groups", "conv, reflect")
+@some_layers(
+    "linear, mera, padded",
+    "linear, prelu, centred",
+    "conv, generator of 2 groups",
+    "conv, reflect",
+    "transposed 1d",
+    "embedding, radix 3",
+)
 def test_a_layer_compiles_to_machine_code(layer: LayerCase, way: str) -> None:
     check_compiled(layer, way, backend="inductor")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["dense", "factored"])
+@one_of_each
+def test_a_layer_is_exported(layer: LayerCase, way: str) -> None:
+    module, x = layer.build(way), layer.make_input()
+    exported = torch.export.export(module, (x,), strict=False)
+    assert relative_error(exported.module()(x), module(x)) < 1e-12
+    file = io.BytesIO()
+    torch.export.save(exported, file)
+    file.seek(0)
+    assert relative_error(torch.export.load(file).module()(x), module(x)) < 1e-12
 
 
 def test_a_compiled_layer_follows_its_parameters() -> None:

@@ -448,3 +448,10 @@ def test_a_mistake_is_named_and_changes_nothing(name: str) -> None:
         compress_(model, **options)
     assert dict(model.named_modules()) == modules
     assert all(p is parameters[key] for key, p in model.named_parameters())
+
+
+def test_an_embedding_cannot_be_one_of_a_group() -> None:
+    model = nn.ModuleDict({"table": nn.Embedding(8, 8), "head": nn.Linear(8, 8)})
+    with pytest.raises(ShapeError, match=r"'table': an embedding looks up all rows"):
+        compress_(model, CONFIG, shared=[("table", "head")])
+    assert type(model["table"]) is nn.Embedding

@@ -260,9 +260,9 @@ def without_inputs() -> nn.Linear:
 
 
 IMPOSSIBLE: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "a batch norm": (lambda: nn.BatchNorm2d(8), "BatchNorm2d, and only Linear, Conv2d"),
-    "a container": (lambda: nn.Sequential(nn.Linear(8, 8)), "Sequential, and only Linear, Conv2d"),
-    "a subclass": (lambda: Subclass(8, 8), "Subclass, and only Linear, Conv2d"),
+    "a batch norm": (lambda: nn.BatchNorm2d(8), "BatchNorm2d, and only Linear, Conv1d, Conv2d, "),
+    "a container": (lambda: nn.Sequential(nn.Linear(8, 8)), "Sequential, and only Linear, Conv1d, Conv2d, "),
+    "a subclass": (lambda: Subclass(8, 8), "Subclass, and only Linear, Conv1d, Conv2d, "),
     "a lazy layer": (lambda: nn.LazyLinear(8), "LazyLinear"),
     "weight norm": (lambda: parametrizations.weight_norm(nn.Linear(8, 8)), "weight_norm.*must be removed first"),
     "spectral norm": (lambda: parametrizations.spectral_norm(nn.Linear(8, 8)), "spectral_norm"),

@@ -101,9 +101,9 @@ def test_a_bridge_has_expansions_first_and_carries_for_the_rest() -> None:
     "options, mixers",
     [
         ({"topology": "ttn"}, [(), (), ()]),
-        ({"topology": "attn"}, [(), (), (Mixer(1, 11),)]),
-        ({"topology": "attn", "boundary_layers": 2}, [(), (), (Mixer(1, 11), Mixer(0, 12))]),
-        ({"topology": "mera"}, [(Mixer(1, 4),), (Mixer(1, 5),), (Mixer(1, 11),)]),
+        ({"topology": "attn"}, [(), (), (Mixer(1, 11, "mix.3.0"),)]),
+        ({"topology": "attn", "boundary_layers": 2}, [(), (), (Mixer(1, 11, "mix.3.0"), Mixer(0, 12, "mix.3.1"))]),
+        ({"topology": "mera"}, [(Mixer(1, 4, "mix.1.0"),), (Mixer(1, 5, "mix.2.0"),), (Mixer(1, 11, "mix.3.0"),)]),
     ],
 )
 def test_where_a_topology_mixes(options: dict[str, Any], mixers: list[tuple[Mixer, ...]]) -> None:
@@ -112,7 +112,7 @@ def test_where_a_topology_mixes(options: dict[str, Any], mixers: list[tuple[Mixe
 
 def test_bond_dim_is_inside_and_radix_at_the_readout() -> None:
     levels = Blueprint(FC2, GeneratorConfig(radix=4, bond_dim=3)).levels
-    assert [(level.size_in, level.size_out) for level in levels] == [(3, 3), (3, 4)]
+    assert [(set(level.sizes_in), set(level.sizes_out)) for level in levels] == [({3}, {3}), ({3}, {4})]
 
 
 @pytest.mark.parametrize(
@@ -285,7 +285,6 @@ def test_an_unknown_option_is_met_with_the_nearest_known() -> None:
         {"boundary_layers": True, "topology": "attn"},
         {"boundary_layers": 2, "topology": "ttn"},
         {"boundary_layers": 2, "topology": "mera"},
-        {"gate": True},
         {"gate": None},
         {"topology": None},
         {"topology": ["ttn"]},

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from adntn import nn
 from adntn._version import __version__
+from adntn.activations import register_activation
 from adntn.checkpoint import load, save
 from adntn.compress import cached, compress_, materialize
 from adntn.describe import CompressionReport, describe
@@ -45,6 +46,7 @@ __all__ = [
     "load",
     "materialize",
     "nn",
+    "register_activation",
     "save",
     "stable_rank",
 ]

@@ -50,8 +50,8 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     generated = generated_weights(model)
     first: dict[int, str] = {}
     for name, weight in generated.items():
-        first.setdefault(id(weight.root), name)
-    shared = {name: owner for name, weight in generated.items() if (owner := first[id(weight.root)]) != name}
+        first.setdefault(id(weight._network), name)
+    shared = {name: owner for name, weight in generated.items() if (owner := first[id(weight._network)]) != name}
     write(path, Content({n: Entry.of(n, weight) for n, weight in generated.items()}, shared, aliases, tensors))
     return path
 
@@ -239,12 +239,14 @@ def _check_tensors(path: Path, content: Content, model: nn.Module, wanted: Seque
         names.setdefault(id(module), []).append(plain_name(full))
     for each in wanted:
         dtype = each.place.weights[each.weight].dtype
-        shapes = Blueprint(each.whole, each.config).parameter_shapes
+        blueprint = Blueprint(each.whole, each.config)
         for name in names[id(each.place.module)]:
             start = f"{name}." if name else ""
             expected.pop(start + each.weight, None)
-            for key, shape in shapes.items():
+            for key, shape in blueprint.parameter_shapes.items():
                 expected[start + each.prefix + key] = _Expected(shape, dtype, True, (each.source, key))
+            for key, shape in blueprint.buffer_shapes.items():
+                expected[start + each.prefix + key] = _Expected(shape, torch.int64, False, (each.source, key))
 
     found = dict(content.tensors)
     found.update({name: content.tensors[owner] for name, owner in content.aliases.items()})

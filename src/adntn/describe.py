@@ -135,11 +135,11 @@ def describe(model: nn.Module) -> CompressionReport:
     roots: set[int] = set()
     weights: set[object] = set()
     for name, layer in generated_weights(model).items():
-        first, new = id(layer.root) not in roots, (id(layer.root), layer.rows) not in weights
-        roots.add(id(layer.root))
-        weights.add((id(layer.root), layer.rows))
+        first, new = id(layer._network) not in roots, (id(layer._network), layer.rows) not in weights
+        roots.add(id(layer._network))
+        weights.add((id(layer._network), layer.rows))
         stored, dense = layer.num_parameters if first else 0, math.prod(layer.shape) if new else 0
-        item = layer.root.element_size()
+        item = layer.dtype.itemsize
         rows.append(
             LayerReport(
                 name=name,

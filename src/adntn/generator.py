@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from adntn.activations import PReLU, make_activation
-from adntn.contraction import Contraction
-from adntn.errors import GeneratorTooLargeError
-from adntn.initialize import initial_values
-from adntn.topology import Blueprint, GeneratorConfig, Level
+from adntn import activations
+from adntn.baselines import Network, draw_network, network
+from adntn.contraction import Contraction, Factors
+from adntn.errors import ConfigError, GeneratorTooLargeError
+from adntn.norms import normalize
+from adntn.topology import TREES, Blueprint, GeneratorConfig
 
 __all__ = ["Generator", "GeneratorModule"]
 
 
-class _Cores(nn.Module):
-    """Parameters named by numbers, so that ``state_dict`` reads ``expand.1``, ``carry.2``."""
-
-    def tensors(self, prefix: str) -> Iterator[tuple[str, Tensor]]:
-        for name, parameter in self._parameters.items():
-            if parameter is not None:
-                yield f"{prefix}.{name}", parameter
+class _Part(nn.Module):
+    """Parameters named by numbers, so that ``state_dict`` reads ``expand.1``, ``carry.2``, ``mix.1.0``."""
 
 
 class GeneratorModule(nn.Module):
@@ -37,10 +34,9 @@ class GeneratorModule(nn.Module):
     blueprint: Blueprint
     std: float | None
     root: nn.Parameter
-    expand: _Cores
-    carry: _Cores
-    mix: nn.ModuleDict
     activation: nn.ModuleDict
+    _network: Network
+    _paths: tuple[tuple[str, tuple[str, ...]], ...]
 
     def _grow(
         self,
@@ -56,42 +52,56 @@ class GeneratorModule(nn.Module):
         device = torch.device(device) if device is not None else torch.get_default_device()
         dtype = dtype if dtype is not None else torch.get_default_dtype()
         check_memory(self.blueprint, device)
-        self._contraction = Contraction(self.blueprint)
-        shapes = self.blueprint.parameter_shapes
-        self.root = nn.Parameter(torch.empty(shapes["root"], device=device, dtype=dtype))
-        self.expand, self.carry, self.mix = _Cores(), _Cores(), nn.ModuleDict()
-        for level in self.blueprint.levels:
-            self._register_cores(level, device, dtype)
+        self._network = network(self.blueprint)
+        shapes = {k: v for k, v in self.blueprint.parameter_shapes.items() if not k.startswith("activation.")}
+        self._paths = tuple((name, tuple(name.split("."))) for name in shapes)
+        for (_, path), sizes in zip(self._paths, shapes.values(), strict=True):
+            self._part(path).register_parameter(path[-1], nn.Parameter(torch.empty(sizes, device=device, dtype=dtype)))
+        for name, sizes in self.blueprint.buffer_shapes.items():
+            self.register_buffer(name, torch.empty(sizes, device=device, dtype=torch.int64))
         self.activation = nn.ModuleDict(
             {
-                str(level.number): make_activation(self.config.activation, self.config.groups).to(device, dtype)
+                str(level.number): activations.make_activation(self.config.activation, self.config.trees).to(
+                    device, dtype
+                )
                 for level in self.blueprint.levels[:-1]
             }
         )
         self.draw_()
 
+    def _part(self, path: tuple[str, ...]) -> nn.Module:
+        """Return the module that holds a parameter, made if it is not there yet."""
+        here: nn.Module = self
+        for name in path[:-1]:
+            if name not in here._modules:
+                here.add_module(name, _Part())
+            here = here.get_submodule(name)
+        return here
+
     def _share(self, other: GeneratorModule) -> None:
         """Register another module's root and cores as this one's too, as torch does with tied weights."""
-        self.blueprint, self.std, self._contraction = other.blueprint, other.std, other._contraction
-        self.root, self.expand, self.carry = other.root, other.expand, other.carry
-        self.mix, self.activation = other.mix, other.activation
+        self.blueprint, self.std = other.blueprint, other.std
+        self._network, self._paths = other._network, other._paths
+        for name in {path[0] for _, path in other._paths} | set(other.blueprint.buffer_shapes) | {"activation"}:
+            part = getattr(other, name)
+            if name in other._buffers:
+                self.register_buffer(name, part)
+            else:
+                setattr(self, name, part)
 
     def generator_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield root, cores and the activations' numbers by name: all parameters but a layer's bias."""
-        yield "root", self.root
-        for part in ("expand", "carry", "mix", "activation"):
-            yield from getattr(self, part).named_parameters(prefix=part)
+        for name, path in self._paths:
+            yield name, cast(nn.Parameter, self._tensor(path))
+        yield from self.activation.named_parameters(prefix="activation")
 
-    def _register_cores(self, level: Level, device: torch.device, dtype: torch.dtype) -> None:
-        for name, shape in level.core_shapes(self.config.groups).items():
-            parameter = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-            kind, number, *layer = name.split(".")
-            if kind == "mix":
-                if number not in self.mix:
-                    self.mix[number] = _Cores()
-                self.mix[number].register_parameter(layer[0], parameter)
-            else:
-                getattr(self, kind).register_parameter(number, parameter)
+    def get_core(self, name: str) -> Tensor:
+        """Return one of the generator's parameters, as ``"expand.1"``."""
+        return self._tensor(tuple(name.split(".")))
+
+    def _tensor(self, path: tuple[str, ...]) -> Tensor:
+        # By attribute, not from the modules' dictionaries: torch.func and FSDP put other tensors in place.
+        return cast(Tensor, functools.reduce(getattr, path, cast(Any, self)))
 
     # --- what it is ---------------------------------------------------------------------------------------------
 
@@ -126,7 +136,25 @@ class GeneratorModule(nn.Module):
         With an order that splits, the rank cannot exceed the cut although the generator is nonlinear; with one that
         does not (``"paired"``), only the matrix' own sides bound it.
         """
-        return self._contraction.rank_bound()
+        return self._network.rank_bound()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the parameters, and so of what is made."""
+        return self._reference.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Of the parameters."""
+        return self._reference.device
+
+    @property
+    def _reference(self) -> Tensor:
+        return self._tensor(self._paths[0][1])
+
+    def shares_generator_with(self, other: GeneratorModule) -> bool:
+        """Return whether both are made of the same root and cores."""
+        return self._network is other._network
 
     # --- what it makes ------------------------------------------------------------------------------------------
 
@@ -134,16 +162,26 @@ class GeneratorModule(nn.Module):
         """Return the weight, shape ``(out, in, *kernel)``."""
         with self._full_precision():
             parameters = self._parameters_by_name()
-            weight = self._contraction.weight(parameters, self._contraction.hidden(parameters, self._activate))
-        return weight.to(self.root.dtype)
+            if isinstance(self._network, Contraction):
+                hidden = self._network.hidden(parameters, self._activate)
+                weight = self._network.weight(parameters, hidden)
+            else:
+                weight = self._network.weight(parameters)
+        return weight.to(self.dtype)
 
     def hidden(self) -> Tensor:
-        """Return the state before the readout, shape ``(groups, bond_dim**H)`` (paper, W^(L-1))."""
-        with self._full_precision():
-            hidden = self._contraction.hidden(self._parameters_by_name(), self._activate)
-        return hidden.to(self.root.dtype)
+        """Return the state before the readout, shape ``(groups * terms, bond_dim**H)`` (paper, W^(L-1)).
 
-    def factors(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        Raises:
+            ConfigError: the generator is a baseline, which has no states.
+        """
+        if not isinstance(self._network, Contraction):
+            raise ConfigError(f"topology={self.config.topology!r} has no hidden state; trees and the brick wall have.")
+        with self._full_precision():
+            hidden = self._network.hidden(self._parameters_by_name(), self._activate)
+        return hidden.to(self.dtype)
+
+    def factors(self) -> Factors | None:
         """Return A, C, B with ``W = A C B^T`` in every group, exactly, or None where the order has no split.
 
         Returns:
@@ -152,34 +190,51 @@ class GeneratorModule(nn.Module):
         """
         with self._full_precision():
             parameters = self._parameters_by_name()
-            factors = self._contraction.factors(parameters, self._contraction.hidden(parameters, self._activate))
+            if isinstance(self._network, Contraction):
+                hidden = self._network.hidden(parameters, self._activate)
+                factors = self._network.factors(parameters, hidden)
+            else:
+                factors = self._network.factors(parameters)
         if factors is None:
             return None
-        a, c, b = (factor.to(self.root.dtype) for factor in factors)
+        a, c, b = (factor.to(self.dtype) for factor in factors)
         return a, c, b
+
+    def factors_at(self, index: Tensor) -> Factors | None:
+        """Return the factors, but of A only the rows at an index into ``out``; None where only whole ones can be had.
+
+        Args:
+            index: whole numbers of any shape.
+
+        Returns:
+            Rows of A, shape ``(*index, r)``; C and B as :meth:`factors`. All in the precision in which they are made,
+            float32 at least.
+        """
+        with self._full_precision():
+            if not isinstance(self._network, Contraction):
+                return None
+            parameters = self._parameters_by_name()
+            return self._network.factors_at(parameters, self._network.hidden(parameters, self._activate), index)
 
     @property
     def ranks(self) -> tuple[int, int] | None:
         """The sizes r and r' of the factors, or None where the order has no split."""
-        split = self._contraction.split
-        return None if split is None else split.ranks
+        return self._network.ranks
 
     def _parameters_by_name(self) -> dict[str, Tensor]:
-        named: dict[str, Tensor] = {"root": self.root}
-        named.update(self.expand.tensors("expand"))
-        named.update(self.carry.tensors("carry"))
-        for number, layers in self.mix.items():
-            assert isinstance(layers, _Cores)
-            named.update(layers.tensors(f"mix.{number}"))
-        work = torch.promote_types(self.root.dtype, torch.float32)
-        return {name: tensor.to(work) for name, tensor in named.items()}
+        work = torch.promote_types(self.dtype, torch.float32)
+        named = {name: self._tensor(path).to(work) for name, path in self._paths}
+        named.update({name: getattr(self, name) for name in self.blueprint.buffer_shapes})
+        return named
 
     def _activate(self, number: int, z: Tensor) -> Tensor:
-        state: Tensor = self.activation[str(number)](z)
-        return state - state.mean(dim=1, keepdim=True) if self.config.norm == "center" else state
+        state = activations.run(self.activation[str(number)], z)
+        if self.config.gate:
+            state = z + self.get_core(f"gate.level.{number}").to(z.dtype) * (state - z)
+        return normalize(self.config.norm, state)
 
     def _full_precision(self) -> contextlib.AbstractContextManager[Any]:
-        kind = self.root.device.type
+        kind = self.device.type
         if kind != "meta" and torch.is_autocast_enabled(kind):
             return torch.autocast(kind, enabled=False)
         return contextlib.nullcontext()
@@ -190,16 +245,20 @@ class GeneratorModule(nn.Module):
     def draw_(self) -> None:
         """Draw root and cores anew from torch's global random state and calibrate them (paper, Section 3.5)."""
         for activation in self.activation.values():
-            if isinstance(activation, PReLU):
-                activation.reset_parameters()
-        if self.root.is_meta:
+            activations.reset(activation, self.config.activation, self.config.trees)
+        device = self.device
+        if device.type == "meta":
             return  # as torch's own layers: call again after to_empty()
+        named = dict(self.generator_parameters())
+        for name in named:
+            if name.startswith("gate.level."):
+                named[name].fill_(1.0)  # the calibration below runs through it
+        for name in self.blueprint.buffer_shapes:
+            getattr(self, name).copy_(torch.randint(1 << 62, (1,), device="cpu"))
         with self._full_precision():
-            device = self.root.device
             # Drawn on the CPU so that a seed gives the same start on every device.
             activate = lambda number, z: self._activate(number, z.to(device)).to("cpu", torch.float64)  # noqa: E731
-            values = initial_values(self._contraction, activate, std=self.std)
-        named = dict(self.generator_parameters())
+            values = draw_network(self._network, activate, std=self.std)
         for name, value in values.items():
             named[name].copy_(value)
 
@@ -268,12 +327,21 @@ def check_memory(blueprint: Blueprint, device: torch.device) -> None:
     needed = blueprint.peak_entries() * (8 if device.type == "cpu" else 4)
     if free is None or needed <= free:
         return
-    c, modes = blueprint.config, blueprint.schedule[-2]
+    c = blueprint.config
+    advice = "A smaller weight needs less."
+    states = ""
+    if c.topology in TREES:
+        states = (
+            f"has a hidden state of {c.chi}**{blueprint.schedule[-2]} = {blueprint.hidden_size:,} entries in each of "
+            f"{c.groups} group(s) and {c.terms} term(s), and "
+        )
+        advice = (
+            f"A smaller bond_dim, or bond_dim and radix raised together (radix={c.chi} has fewer modes), or groups of "
+            "a small bond_dim need less."
+        )
     raise GeneratorTooLargeError(
-        f"a {c.topology} for a weight of shape {blueprint.shape} with bond_dim={c.chi} has a hidden state of "
-        f"{c.chi}**{modes} = {blueprint.hidden_size:,} entries in each of {c.groups} group(s) and needs about "
-        f"{_gib(needed)}; {_gib(free)} are free. A smaller bond_dim, or bond_dim "
-        f"and radix raised together (radix={c.chi} has fewer modes), or groups of a small bond_dim need less."
+        f"a {c.topology} for a weight of shape {blueprint.shape} with bond_dim={c.chi} {states}needs about "
+        f"{_gib(needed)}; {_gib(free)} are free. {advice}"
     )
 
 

@@ -27,7 +27,8 @@ class Health:
         rank_bound: the greatest rank that the weight can have.
         row_spread: deviation of the rows' norms over their mean; 0 where all rows are of equal length.
         root_gradient: Frobenius norm of the weight's derivative by the root, ``||dW / droot||``, in units of
-            ``||W|| / ||root||``, estimated with one random probe. Near 0 the root learns nothing.
+            ``||W|| / ||root||``, estimated with one random probe. Near 0 the root learns nothing. Where a topology
+            has no root, its first parameter stands in.
         seeds: the seeds used.
     """
 
@@ -52,6 +53,9 @@ class Health:
 
 def diagnose(config: GeneratorConfig, shape: tuple[int, ...], *, seeds: Sequence[int] = range(5)) -> Health:
     """Draw a weight for each seed and measure its start.
+
+    A sine keeps the stable rank up, activations that are mostly positive do not. The levels of ``siren`` are not
+    calibrated inside (:func:`adntn.activations.hidden_bound`), so that its numbers vary most between seeds.
 
     Args:
         config: of the generator.
@@ -83,12 +87,13 @@ def _measure(config: GeneratorConfig, shape: tuple[int, ...], seed: int) -> dict
         generator = Generator(shape, config)
         probe = torch.randn(shape)
     weight = generator()
-    (gradient,) = torch.autograd.grad((weight * (probe / probe.norm())).sum(), generator.root)
+    _, root = next(generator.generator_parameters())
+    (gradient,) = torch.autograd.grad((weight * (probe / probe.norm())).sum(), root)
     matrix = weight.detach().flatten(1)
     norms = matrix.norm(dim=1)
     dense = default_std(shape)
     # For a random probe, each entry of the weight's tangent contributes 1 / sqrt(P) on average; undo that.
-    relative = gradient.norm() * generator.root.detach().norm() / matrix.norm() * matrix.numel() ** 0.5
+    relative = gradient.norm() * root.detach().norm() / matrix.norm() * matrix.numel() ** 0.5
     return {
         "std": float(matrix.std(correction=0)) / dense,
         "mean": float(matrix.mean()) / dense,

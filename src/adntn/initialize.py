@@ -9,21 +9,19 @@ row norms and the gradient that reaches the root as well.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from adntn import activations
-from adntn.contraction import Contraction
-from adntn.topology import Blueprint
+from adntn.contraction import Activate, Contraction
+from adntn.levels import Level
+from adntn.topology import TREES, Blueprint
 
-__all__ = ["default_std", "draw", "initial_values", "stable_rank"]
+__all__ = ["default_std", "draw", "initial_values", "rescale", "stable_rank"]
 
 ROOT_STD = 0.05  # s0 of Eq. 16
 MIXING_NOISE = 1e-2  # tau of Eq. 17
-
-Activate = Callable[[int, Tensor], Tensor]
 
 
 def default_std(shape: tuple[int, ...]) -> float:
@@ -32,37 +30,61 @@ def default_std(shape: tuple[int, ...]) -> float:
 
 
 def draw(blueprint: Blueprint) -> dict[str, Tensor]:
-    """Draw a generator's parameters before calibration, in float64 on the CPU, from torch's global random state.
+    """Draw root and cores before calibration, in float64 on the CPU, from torch's global random state.
 
     With ``initialization="paper"``: root by Eq. 16, cores before an activation by Eq. 14, readout cores by Eq. 15,
     disentanglers by Eq. 17. With ``"isometric"``: a root of deviation 1, every expansion and carry core
     semi-orthogonal and every disentangler orthogonal (Eq. 18), Haar-distributed or, for a disentangler, as near the
-    identity as in Eq. 17.
+    identity as in Eq. 17. The gates of a brick wall are its cores, and are drawn like expansions. Gates that open and
+    close start open. With the activation ``siren``, hidden expansion and carry cores follow its own rule in both
+    (:func:`adntn.activations.hidden_bound`).
     """
     config = blueprint.config
     orthogonal = config.initialization == "isometric"
-    gain = activations.gain(config.activation)
+    shapes = blueprint.parameter_shapes
     values: dict[str, Tensor] = {}
-    for name, shape in blueprint.parameter_shapes.items():
-        kind, _, rest = name.partition(".")
-        if kind == "root":
-            # Optimisers with a step of fixed size, as Adam, would overrun a root of 0.05 in a few steps.
-            values[name] = _normal(shape) if orthogonal else ROOT_STD * _normal(shape)
-        elif kind == "mix":
-            values[name] = _near_identity(shape, 1.0 if _is_readout(rest, blueprint) else gain, orthogonal=orthogonal)
-        elif kind in ("expand", "carry"):
-            if orthogonal:
-                values[name] = _semi_orthogonal(shape)
-            elif _is_readout(rest, blueprint):
-                bound = math.sqrt(6.0 / (shape[1] + shape[2]))
-                values[name] = torch.empty(shape, dtype=torch.float64, device="cpu").uniform_(-bound, bound)
+    if "root" in shapes:
+        # Optimisers with a step of fixed size, as Adam, would overrun a root of 0.05 in a few steps.
+        values["root"] = (1.0 if orthogonal else ROOT_STD) * _normal(shapes["root"])
+    for level in blueprint.levels:
+        last = level.number == len(blueprint.levels)
+        gain = 1.0 if last else activations.gain(config.activation)
+        own = None if last else _own_bound(blueprint, level)
+        for stack in level.stacks:
+            shape = shapes[stack.name]
+            if stack.kind == "mix" and config.topology != "brickwall":
+                values[stack.name] = _near_identity(shape, gain, orthogonal=orthogonal)
+            elif own is not None:
+                values[stack.name] = _uniform(shape, own)
+            elif orthogonal:
+                values[stack.name] = _semi_orthogonal(shape)
+            elif last:
+                values[stack.name] = _uniform(shape, math.sqrt(6.0 / (shape[1] + shape[2])))
             else:
-                values[name] = gain / math.sqrt(shape[1]) * _normal(shape)
+                values[stack.name] = gain / math.sqrt(shape[1]) * _normal(shape)
+    values.update({name: _ones(shape) for name, shape in shapes.items() if _opens(name, shape)})
     return values
 
 
-def _is_readout(rest: str, blueprint: Blueprint) -> bool:
-    return int(rest.split(".")[0]) == len(blueprint.levels)
+def _opens(name: str, shape: tuple[int, ...]) -> bool:
+    # A brick wall's two-site gates are named gate too, and have three dimensions.
+    return name.startswith("gate.") and len(shape) == 2
+
+
+def _ones(shape: tuple[int, ...]) -> Tensor:
+    return torch.ones(shape, dtype=torch.float64, device="cpu")
+
+
+def _own_bound(blueprint: Blueprint, level: Level) -> float | None:
+    """Return the bound of a hidden level's cores where the activation has a start of its own, as SIREN has."""
+    if blueprint.config.topology not in TREES:
+        return None
+    first = level.number == 1
+    return activations.hidden_bound(blueprint.config.activation, level.sizes_in[0], level.parents, first=first)
+
+
+def _uniform(shape: tuple[int, ...], bound: float) -> Tensor:
+    return torch.empty(shape, dtype=torch.float64, device="cpu").uniform_(-bound, bound)
 
 
 def _normal(shape: tuple[int, ...]) -> Tensor:
@@ -88,8 +110,9 @@ def _near_identity(shape: tuple[int, ...], gain: float, *, orthogonal: bool) -> 
 def initial_values(contraction: Contraction, activate: Activate, *, std: float | None = None) -> dict[str, Tensor]:
     """Draw and calibrate a generator's parameters.
 
-    Every level's pre-activation is brought to variance 1 in every group, and the kept entries of the weight to
-    deviation ``std``. The scale is spread evenly over a level's expansion and carry cores, never put on disentanglers.
+    Every level's pre-activation is brought to variance 1 in every tree, unless the activation is ``siren``, and the
+    kept entries of the weight to deviation ``std``. The scale is spread evenly over a level's expansion and carry
+    cores, never put on disentanglers.
 
     Args:
         contraction: of the generator.
@@ -100,33 +123,33 @@ def initial_values(contraction: Contraction, activate: Activate, *, std: float |
         float64 tensors by name, on the CPU.
     """
     blueprint = contraction.blueprint
+    config = blueprint.config
     values = draw(blueprint)
-    groups = blueprint.config.groups
-    state = values["root"]
+    state = contraction.start(values)
     for level in blueprint.levels[:-1]:
         z = contraction.pre_activation(values, level.number, state)
-        scale = _spread(*_moments(z)).rsqrt()
-        _rescale(values, level.number, level.parents, scale)
-        z = z * scale.unsqueeze(1)
+        if _own_bound(blueprint, level) is None:
+            scale = _spread(*_moments(z)).rsqrt()
+            rescale(values, level, scale)
+            z = z * scale.unsqueeze(1)
         state = activate(level.number, z)
-        dead = (state == 0).all(dim=1)
-        if dead.any():
-            # A ReLU that sees negative entries only: the same level with its sign turned is alive.
-            sign = torch.where(dead, -1.0, 1.0)
-            expand = values[f"expand.{level.number}"].unflatten(0, (groups, -1))
-            expand[:, 0] *= sign.view(-1, 1, 1)
-            state = activate(level.number, z * sign.unsqueeze(1))
-    last = blueprint.levels[-1]
-    weight = contraction.weight(values, state).reshape(groups, -1)
+        # A ReLU that sees negative entries only: the same level with its sign turned is alive. There is no branch on
+        # values, so that models can be built under FakeTensorMode.
+        sign = torch.where((state == 0).all(dim=1), -1.0, 1.0)
+        first = values[level.scaled[0]].unflatten(0, (config.trees, -1))
+        first[:, 0] *= sign.view(-1, 1, 1)
+        state = activate(level.number, z * sign.unsqueeze(1))
+    made = contraction.readout(values, state).flatten(1)
+    each = _spread(*_moments(made)).rsqrt()
+    weight = (made * each.unsqueeze(1)).unflatten(0, (config.groups, config.terms)).sum(1)
     mean, variance = _moments(weight)
     scale = _spread(mean, variance).rsqrt()
     # One more factor for all groups together, since their means differ.
     means, variances = mean * scale, variance * scale.square()
     total = variances.mean() + means.var(correction=0)
     overall = _spread(means.mean().view(1), total.view(1)).rsqrt()
-    _rescale(
-        values, last.number, last.parents, scale * overall * (default_std(blueprint.shape) if std is None else std)
-    )
+    overall = overall * (default_std(blueprint.shape) if std is None else std)
+    rescale(values, blueprint.levels[-1], each * (scale * overall).repeat_interleave(config.terms))
     return values
 
 
@@ -142,12 +165,18 @@ def _spread(mean: Tensor, variance: Tensor) -> Tensor:
     return torch.where(spread > 0, spread, torch.ones_like(spread))
 
 
-def _rescale(values: dict[str, Tensor], number: int, cores: int, scale: Tensor) -> None:
-    each = scale ** (1.0 / cores)
-    for name in (f"expand.{number}", f"carry.{number}"):
-        if name in values:
-            stack = values[name].unflatten(0, (len(scale), -1))
-            values[name] = (stack * each.view(-1, 1, 1, 1)).flatten(0, 1)
+def rescale(values: dict[str, Tensor], level: Level, scale: Tensor) -> None:
+    """Multiply what a level makes by a factor for each tree, spread evenly over the cores that carry its scale.
+
+    Args:
+        values: parameters by name; those of the level are replaced.
+        level: of the generator.
+        scale: shape ``(trees,)``.
+    """
+    each = scale ** (1.0 / sum(stack.count for stack in level.stacks if stack.name in level.scaled))
+    for name in level.scaled:
+        stack = values[name].unflatten(0, (len(scale), -1))
+        values[name] = (stack * each.view(-1, 1, 1, 1)).flatten(0, 1)
 
 
 def stable_rank(weight: Tensor) -> float:

@@ -61,7 +61,7 @@ def obstacle(module: nn.Module, *, values: bool = True) -> str | None:
         problem = _weight_obstacle(weight, values=values)
         if problem is not None:
             return f"its {name} {problem}"
-    return None
+    return GENERATED[type(module)].refusal(module)
 
 
 def _weight_obstacle(weight: Tensor, *, values: bool = True) -> str | None:

@@ -33,10 +33,12 @@ class Mode:
     Attributes:
         axis: which axis of the weight the digit belongs to.
         stride: what one step of the digit adds to the axis' index.
+        size: how many values the digit has, the radix of its axis.
     """
 
     axis: int
     stride: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -45,15 +47,13 @@ class Tensorization:
 
     Attributes:
         shape: of the weight, ``(out, in, *kernel)``.
-        radix: size of one mode, d.
         groups: row blocks with a generator each (paper, Eqs. 66-67).
         axes: sizes of the axes of one group's block; one single axis where the order ravels the block.
-        modes: in the order in which they stand in the tree. Their number is even.
-        num_modes: Q, without the extra leading mode that an odd Q needs.
+        modes: in the order in which they stand in the generator.
+        num_modes: Q, without the extra leading mode that a tree with an odd Q needs.
     """
 
     shape: tuple[int, ...]
-    radix: int
     groups: int
     axes: tuple[int, ...]
     modes: tuple[Mode, ...]
@@ -66,8 +66,8 @@ class Tensorization:
 
     @property
     def padded_size(self) -> int:
-        """Entries that the trees make before cropping, groups * d**Q."""
-        return self.groups * int(self.radix**self.num_modes)
+        """Entries that the generators make before cropping, groups * d**Q."""
+        return self.groups * math.prod(mode.size for mode in self.modes[len(self.modes) - self.num_modes :])
 
     @property
     def splits_axes(self) -> bool:
@@ -77,20 +77,21 @@ class Tensorization:
     @cached_property
     def padded_axes(self) -> tuple[int, ...]:
         """Size of each axis before cropping, an extra leading mode included."""
-        return tuple(self.radix ** len(self._strides(axis)) for axis in range(len(self.axes)))
+        return tuple(math.prod(mode.size for mode in self._digits(axis)) for axis in range(len(self.axes)))
 
-    def _strides(self, axis: int) -> list[int]:
-        return [mode.stride for mode in self.modes if mode.axis == axis]
+    def _digits(self, axis: int) -> list[Mode]:
+        return [mode for mode in self.modes if mode.axis == axis]
 
     def digit_permutation(self, axis: int) -> tuple[int, ...] | None:
         """Where index ``i`` of an axis lies when its digits are read in tree order; None for ``i`` itself."""
-        strides = self._strides(axis)
+        digits = self._digits(axis)
+        strides = [mode.stride for mode in digits]
         if strides == sorted(strides, reverse=True):
             return None
-        weights = [self.radix**p for p in range(len(strides) - 1, -1, -1)]
+        weights = [math.prod(mode.size for mode in digits[place + 1 :]) for place in range(len(digits))]
         return tuple(
-            sum((i // stride) % self.radix * weight for stride, weight in zip(strides, weights, strict=True))
-            for i in range(self.radix ** len(strides))
+            sum((i // mode.stride) % mode.size * weight for mode, weight in zip(digits, weights, strict=True))
+            for i in range(self.padded_axes[axis])
         )
 
     def positions(self, device: torch.device | str | None = None) -> Tensor:
@@ -101,9 +102,9 @@ class Tensorization:
         """
         total = torch.zeros((1,) * len(self.axes), dtype=torch.int64, device=device)
         for place, mode in enumerate(self.modes):
-            weight = self.radix ** (len(self.modes) - 1 - place)
+            weight = math.prod(later.size for later in self.modes[place + 1 :])
             index = torch.arange(self.axes[mode.axis], device=device)
-            digit = index.div(mode.stride, rounding_mode="floor") % self.radix
+            digit = index.div(mode.stride, rounding_mode="floor") % mode.size
             view = [1] * len(self.axes)
             view[mode.axis] = -1
             total = total + (digit * weight).view(view)
@@ -113,12 +114,12 @@ class Tensorization:
         """Return the weight, shape ``(out, in, *kernel)``, of a generated tensor.
 
         Args:
-            tensor: shape ``(groups, d**len(modes))``, raveled in tree order.
+            tensor: shape ``(groups, entries)``, raveled in the order of the modes.
         """
         return tensor[:, self.positions(tensor.device).reshape(-1)].reshape(self.shape)
 
     def fold(self, weight: Tensor) -> Tensor:
-        """Return the generated tensor, shape ``(groups, d**len(modes))``, zero where nothing is kept.
+        """Return the generated tensor, shape ``(groups, entries)``, zero where nothing is kept.
 
         Args:
             weight: shape ``(out, in, *kernel)``.
@@ -128,7 +129,7 @@ class Tensorization:
         """
         if tuple(weight.shape) != self.shape:
             raise ShapeError(f"fold expects a weight of shape {self.shape}, got {tuple(weight.shape)}.")
-        tensor = weight.new_zeros(self.groups, self.radix ** len(self.modes))
+        tensor = weight.new_zeros(self.groups, math.prod(mode.size for mode in self.modes))
         tensor[:, self.positions(weight.device).reshape(-1)] = weight.reshape(self.groups, -1)
         return tensor
 
@@ -142,7 +143,7 @@ def num_digits(size: int, radix: int) -> int:
 
 
 def _digits(axis: int, count: int, radix: int) -> list[Mode]:
-    return [Mode(axis, radix**p) for p in range(count - 1, -1, -1)]
+    return [Mode(axis, radix**p, radix) for p in range(count - 1, -1, -1)]
 
 
 def _paired(out: list[Mode], inner: list[Mode], kernel: list[Mode]) -> list[Mode]:
@@ -178,7 +179,15 @@ def _explicit(blocked: list[Mode], order: tuple[int, ...], shape: tuple[int, ...
     return [blocked[i] for i in order]
 
 
-def tensorize(shape: tuple[int, ...], *, radix: int = 2, order: Order = "blocked", groups: int = 1) -> Tensorization:
+def tensorize(
+    shape: tuple[int, ...],
+    *,
+    radix: int = 2,
+    order: Order = "blocked",
+    groups: int = 1,
+    kernel_radix: int | None = None,
+    even: bool = True,
+) -> Tensorization:
     """Say which mode of the generated tensor is which digit of the weight.
 
     Args:
@@ -187,10 +196,14 @@ def tensorize(shape: tuple[int, ...], *, radix: int = 2, order: Order = "blocked
         order: ``"flat"`` (Eqs. 1 and 4), ``"blocked"``, ``"paired"`` (Eq. 2), ``"block_paired"``, or a permutation: the
             mode at place t is the blocked order's mode ``order[t]``.
         groups: number of row blocks; it divides ``out``.
+        kernel_radix: size of the kernel's modes, if they have their own: 3 takes a 3x3 kernel without padding. A weight
+            without a kernel has no use for it.
+        even: whether an odd number of modes gets an extra one in front, as trees need it.
 
     Raises:
         ShapeError: fewer than two axes, an axis of size zero, or rows that the groups do not divide.
-        ConfigError: an unknown order, or one that is not a permutation of this weight's modes.
+        ConfigError: an unknown order, one that is not a permutation of this weight's modes, or a ``kernel_radix`` where
+            the order ravels the kernel with the rest.
     """
     shape = tuple(int(n) for n in shape)
     if len(shape) < 2 or min(shape) < 1:
@@ -205,17 +218,24 @@ def tensorize(shape: tuple[int, ...], *, radix: int = 2, order: Order = "blocked
             f"groups={groups} does not divide the {shape[0]} rows of a weight of shape {shape}; possible are {near}."
         )
     sizes = [shape[0] // groups, shape[1]]
+    radices = [radix, radix]
     if len(shape) > 2:
         sizes.append(math.prod(shape[2:]))
-    counts = [num_digits(n, radix) for n in sizes]
-    aligned = all(radix**n == size for n, size in zip(counts[1:], sizes[1:], strict=True))
+        radices.append(radix if kernel_radix is None else kernel_radix)
+    counts = [num_digits(n, d) for n, d in zip(sizes, radices, strict=True)]
+    aligned = all(d**n == size for n, size, d in zip(counts[1:], sizes[1:], radices[1:], strict=True))
     if order == "flat" and not aligned:
+        if radices[-1] != radix:
+            raise ConfigError(
+                f"order='flat' ravels a weight of shape {shape}, so that its kernel has no modes of its own for "
+                f"kernel_radix={kernel_radix}; use order='blocked', 'paired' or 'block_paired'."
+            )
         sizes = [math.prod(sizes)]
         counts = [num_digits(sizes[0], radix)]
     if sum(counts) == 0:
         counts[0] = 1  # a single number still needs one mode to stand on
 
-    axes = [_digits(axis, count, radix) for axis, count in enumerate(counts)]
+    axes = [_digits(axis, count, radices[axis]) for axis, count in enumerate(counts)]
     out, inner, kernel = (list(axes[a]) if a < len(axes) else [] for a in (OUT, IN, KERNEL))
     blocked = [*out, *inner, *kernel]
     if not isinstance(order, str):
@@ -227,8 +247,8 @@ def tensorize(shape: tuple[int, ...], *, radix: int = 2, order: Order = "blocked
         modes = _paired(out, inner, kernel) if order == "paired" else _block_paired(out, inner, kernel)
 
     num_modes = len(modes)
-    if num_modes % 2:
+    if num_modes % 2 and even:
         # The extra mode is one more leading digit of the axis beside it; cropping keeps its index 0 only.
         beside = modes[0].axis
-        modes = [Mode(beside, radix ** counts[beside]), *modes]
-    return Tensorization(shape, radix, groups, tuple(sizes), tuple(modes), num_modes)
+        modes = [Mode(beside, radices[beside] ** counts[beside], radices[beside]), *modes]
+    return Tensorization(shape, groups, tuple(sizes), tuple(modes), num_modes)

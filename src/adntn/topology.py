@@ -1,7 +1,8 @@
 """Configs, schedules, levels and parameter counts: everything that is known of a generator before any number is.
 
-Nothing here makes a tensor. A topology is a list of :class:`Level`; what a level does is the same for all:
-expand (paper, Eqs. 49, 54, 59), then mix (Eqs. 55-56, 60-61), then activate unless it is the last.
+Nothing here makes a tensor. The trees and the brick wall are lists of :class:`Level`; what a level does is the same for
+all: expand (paper, Eqs. 49, 54, 59), then mix (Eqs. 55-56, 60-61), then activate unless it is the last. The baselines
+of :mod:`adntn.baselines` have no levels, only shapes.
 """
 
 from __future__ import annotations
@@ -15,13 +16,17 @@ from typing import Any
 
 from adntn import activations
 from adntn.errors import ConfigError, check_choice, nearest
+from adntn.levels import Level, Mixer, Stack, brickwall_levels, chain_stacks, schedule, tree_levels
+from adntn.norms import NORMS
 from adntn.tensorize import ORDERS, Order, Tensorization, tensorize
 
 __all__ = [
+    "BASELINES",
     "CONFIG_VERSION",
     "INITIALIZATIONS",
     "NORMS",
     "TOPOLOGIES",
+    "TREES",
     "Blueprint",
     "GeneratorConfig",
     "Level",
@@ -29,10 +34,11 @@ __all__ = [
     "schedule",
 ]
 
-CONFIG_VERSION = 1
-TOPOLOGIES = ("ttn", "attn", "mera")
+CONFIG_VERSION = 2
+TREES = ("ttn", "attn", "mera")
+BASELINES = ("tt", "lowrank", "subspace", "frozen")
+TOPOLOGIES = (*TREES, "brickwall", *BASELINES)
 INITIALIZATIONS = ("paper", "isometric")
-NORMS = ("center",)
 
 
 @dataclass(frozen=True)
@@ -43,17 +49,26 @@ class GeneratorConfig:
     ``benchmarks/initialization.py``; ``GeneratorConfig.paper()`` is the paper's own, ELU and Gaussian cores.
 
     Attributes:
-        topology: ``"ttn"`` never mixes, ``"attn"`` mixes at the last level, ``"mera"`` at every level (Section 3).
+        topology: ``"ttn"`` never mixes, ``"attn"`` mixes at the last level, ``"mera"`` at every level (Section 3);
+            ``"brickwall"`` is the reference of Table 3 (Qing et al.); ``"tt"``, ``"lowrank"``, ``"subspace"`` and
+            ``"frozen"`` are baselines (see :mod:`adntn.baselines`).
         radix: size d of a physical mode.
-        bond_dim: size chi of a virtual mode; None means ``radix``.
+        bond_dim: size chi of a virtual mode, for ``"tt"`` and ``"lowrank"`` the rank; None means ``radix``.
         latent_order: modes of the root, Q_bot.
         activation: between levels, by name, with options in brackets (see :mod:`adntn.activations`).
         order: how a weight's axes become modes (see :mod:`adntn.tensorize`).
         groups: row blocks, each with a generator of its own (Eqs. 66-67).
         boundary_layers: mixing layers of an ``attn`` at its last level, 1 or 2 (Figure 2).
         initialization: ``"paper"`` (Section 3.5) or ``"isometric"`` (Eq. 18 at the start).
-        norm: None, or ``"center"``: each hidden state minus its mean, after the activation.
-        gate: reserved for gated cores (Definition 2); only False is known to this version.
+        norm: None, or what each hidden state is normalised to after the activation (Definition 2): ``"center"`` mean 0,
+            ``"rms"`` mean square 1, ``"layer"`` mean 0 and variance 1.
+        gate: whether every disentangler, activation and tree of a sum has a trained gate that starts open
+            (Definition 2). A closed gate makes the disentangler the identity, the level linear, the tree nothing.
+        terms: trees that are added up to one weight.
+        kernel_radix: size of the modes of a convolution's kernel; None means ``radix``. 3 leaves a 3x3 kernel unpadded.
+        columns: columns of gates of a brick wall.
+        blocks: blocks of a brick wall, with an activation between them; None means one for every two columns.
+        subspace_dim: trained numbers of a ``"subspace"`` in each group; None means as many as a ttn of this config has.
 
     Raises:
         ConfigError: an option is unknown or out of range; the message names the nearest known one.
@@ -70,6 +85,11 @@ class GeneratorConfig:
     initialization: str = "isometric"
     norm: str | None = None
     gate: bool = False
+    terms: int = 1
+    kernel_radix: int | None = None
+    columns: int = 2
+    blocks: int | None = None
+    subspace_dim: int | None = None
 
     def __post_init__(self) -> None:
         check_choice("topology", self.topology, TOPOLOGIES)
@@ -77,14 +97,31 @@ class GeneratorConfig:
         _check_int("radix", self.radix, 2)
         _check_int("latent_order", self.latent_order, 1)
         _check_int("groups", self.groups, 1)
-        if self.bond_dim is not None:
-            _check_int("bond_dim", self.bond_dim, 1)
+        _check_int("terms", self.terms, 1)
+        _check_int("columns", self.columns, 1)
+        for option, least in (("bond_dim", 1), ("kernel_radix", 2), ("blocks", 1), ("subspace_dim", 1)):
+            if getattr(self, option) is not None:
+                _check_int(option, getattr(self, option), least)
         if self.norm is not None:
             check_choice("norm", self.norm, NORMS)
-        if self.norm == "center" and self.chi == 1:
-            raise ConfigError("norm='center' leaves nothing of a state of one entry, which is all that bond_dim=1 has.")
-        if self.gate is not False:
-            raise ConfigError(f"gate={self.gate!r} is not known to this version; only False is.")
+        if self.norm in ("center", "layer") and self.chi == 1 and self.topology in TREES:
+            raise ConfigError(
+                f"norm={self.norm!r} leaves nothing of a state of one entry, which is all that bond_dim=1 has."
+            )
+        if type(self.gate) is not bool:
+            raise ConfigError(f"gate={self.gate!r} is neither True nor False.")
+        if self.topology in BASELINES and (self.gate or self.terms > 1):
+            given = "gate=True" if self.gate else f"terms={self.terms}"
+            raise ConfigError(f"{given} needs a tree or a brick wall; topology={self.topology!r} is a baseline.")
+        if self.topology != "brickwall" and (self.columns, self.blocks) != (2, None):
+            raise ConfigError(f"columns and blocks belong to topology='brickwall', not {self.topology!r}.")
+        if self.topology == "brickwall" and self.num_blocks > math.ceil(self.columns / 2):
+            raise ConfigError(
+                f"blocks={self.blocks} with columns={self.columns} is not possible; a block has two columns, "
+                f"the last may have one: at most {math.ceil(self.columns / 2)} blocks."
+            )
+        if self.subspace_dim is not None and self.topology != "subspace":
+            raise ConfigError(f"subspace_dim belongs to topology='subspace', not {self.topology!r}.")
         if type(self.boundary_layers) is not int or self.boundary_layers not in (1, 2):
             raise ConfigError(f"boundary_layers={self.boundary_layers!r} is not possible; an attn has 1 or 2.")
         if self.boundary_layers == 2 and self.topology != "attn":
@@ -106,6 +143,16 @@ class GeneratorConfig:
     def chi(self) -> int:
         """Size of a virtual mode, with the default filled in."""
         return self.radix if self.bond_dim is None else self.bond_dim
+
+    @property
+    def trees(self) -> int:
+        """Generators that run side by side: every group has ``terms`` of them."""
+        return self.groups * self.terms
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of a brick wall, with the default filled in."""
+        return math.ceil(self.columns / 2) if self.blocks is None else self.blocks
 
     def replace(self, **changes: Any) -> GeneratorConfig:
         """Return a copy with some options changed."""
@@ -165,76 +212,6 @@ def _check_names(options: Mapping[str, Any]) -> None:
             )
 
 
-def schedule(num_modes: int, latent_order: int) -> tuple[int, ...]:
-    """Return the number of modes after each level, ``(N_0, ..., N_L)``; N_L = 2 * ceil(num_modes / 2).
-
-    Every level doubles, but for one *bridge* level where that would overshoot. The paper gives counts and no
-    rule; this rule reproduces all nine tree counts of its Table 3.
-    """
-    hidden = max(1, (num_modes + 1) // 2)
-    modes = [min(latent_order, hidden)]
-    while modes[-1] < hidden:
-        modes.append(min(2 * modes[-1], hidden))
-    return (*modes, 2 * hidden)
-
-
-@dataclass(frozen=True)
-class Mixer:
-    """One layer of disentanglers: gate k acts on the neighbours ``first + 2k`` and ``first + 2k + 1``."""
-
-    first: int
-    gates: int
-
-
-@dataclass(frozen=True)
-class Level:
-    """One level: its first parents have two children each, the others (``carries``) one.
-
-    Attributes:
-        number: counted from 1.
-        parents: modes of the state that comes in.
-        children: modes of the state that goes out.
-        size_in: size of a mode that comes in.
-        size_out: size of a mode that goes out.
-        mixers: layers of disentanglers, in the order in which they act.
-    """
-
-    number: int
-    parents: int
-    children: int
-    size_in: int
-    size_out: int
-    mixers: tuple[Mixer, ...] = ()
-
-    @property
-    def expansions(self) -> int:
-        return self.children - self.parents
-
-    @property
-    def carries(self) -> int:
-        return 2 * self.parents - self.children
-
-    def core_shapes(self, groups: int) -> dict[str, tuple[int, ...]]:
-        """Return the names and shapes of the level's parameters, group-major and at most three-dimensional."""
-        pair = self.size_out**2
-        shapes: dict[str, tuple[int, ...]] = {f"expand.{self.number}": (groups * self.expansions, self.size_in, pair)}
-        if self.carries:
-            shapes[f"carry.{self.number}"] = (groups * self.carries, self.size_in, self.size_out)
-        for j, mixer in enumerate(self.mixers):
-            if mixer.gates:
-                shapes[f"mix.{self.number}.{j}"] = (groups * mixer.gates, pair, pair)
-        return shapes
-
-
-def _mixers(config: GeneratorConfig, children: int, *, last: bool) -> tuple[Mixer, ...]:
-    inner = Mixer(first=1, gates=(children - 1) // 2)
-    if config.topology == "mera":
-        return (inner,)
-    if config.topology == "attn" and last:
-        return (inner, Mixer(first=0, gates=children // 2))[: config.boundary_layers]
-    return ()
-
-
 @dataclass(frozen=True)
 class Blueprint:
     """A config applied to a weight's shape: how many modes, which levels, which parameters.
@@ -254,39 +231,90 @@ class Blueprint:
     @cached_property
     def tensorization(self) -> Tensorization:
         c = self.config
-        return tensorize(self.shape, radix=c.radix, order=c.order, groups=c.groups)
+        return tensorize(
+            self.shape,
+            radix=c.radix,
+            order=c.order,
+            groups=c.groups,
+            kernel_radix=c.kernel_radix,
+            even=c.topology in TREES,
+        )
 
     @cached_property
     def schedule(self) -> tuple[int, ...]:
-        return schedule(self.tensorization.num_modes, self.config.latent_order)
+        """Modes after each level; a brick wall keeps its number, and a baseline has no levels."""
+        modes = self.tensorization.num_modes
+        if self.config.topology in TREES:
+            return schedule(modes, self.config.latent_order)
+        return (modes,) * (1 + len(self.levels))
 
     @cached_property
     def levels(self) -> tuple[Level, ...]:
-        c, modes = self.config, self.schedule
-        last = len(modes) - 1
-        return tuple(
-            Level(
-                number=n,
-                parents=modes[n - 1],
-                children=modes[n],
-                size_in=c.chi,
-                size_out=c.radix if n == last else c.chi,
-                mixers=_mixers(c, modes[n], last=n == last),
-            )
-            for n in range(1, last + 1)
-        )
+        c = self.config
+        sizes = tuple(mode.size for mode in self.tensorization.modes)
+        if c.topology == "brickwall":
+            return brickwall_levels(sizes, c.columns, c.num_blocks)
+        if c.topology in TREES:
+            return tree_levels(c.topology, sizes, self.schedule, c.chi, c.radix, c.boundary_layers)
+        return ()
 
     @cached_property
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         """Names and shapes of all trained tensors, as a generator's ``state_dict`` has them."""
         c = self.config
-        shapes: dict[str, tuple[int, ...]] = {"root": (c.groups, c.chi ** self.schedule[0])}
+        if c.topology in BASELINES:
+            return self._baseline_shapes()
+        shapes: dict[str, tuple[int, ...]] = {}
+        if c.topology in TREES:
+            shapes["root"] = (c.trees, c.chi ** self.schedule[0])
         for level in self.levels:
-            shapes.update(level.core_shapes(c.groups))
-        learned = activations.parameters_per_level(c.activation)
-        if learned:
-            shapes.update({f"activation.{level.number}.slope": (c.groups, learned) for level in self.levels[:-1]})
+            shapes.update({stack.name: (c.trees * stack.count, *stack.shape) for stack in level.stacks})
+        if c.gate:
+            shapes.update(self._gate_shapes())
+        learned = activations.parameter_shapes(c.activation, c.trees)
+        for level in self.levels[:-1]:
+            shapes.update({f"activation.{level.number}.{name}": shape for name, shape in learned.items()})
         return shapes
+
+    def _gate_shapes(self) -> dict[str, tuple[int, ...]]:
+        c = self.config
+        shapes: dict[str, tuple[int, ...]] = {
+            f"gate.{stack.name}": (c.trees * stack.count, 1)
+            for level in self.levels
+            for stack in level.stacks
+            if stack.kind == "mix"
+        }
+        shapes.update({f"gate.level.{level.number}": (c.trees, 1) for level in self.levels[:-1]})
+        if c.terms > 1:
+            shapes["gate.term"] = (c.trees, 1)
+        return shapes
+
+    def _baseline_shapes(self) -> dict[str, tuple[int, ...]]:
+        c = self.config
+        rows, columns = self.shape[0] // c.groups, math.prod(self.shape[1:])
+        shapes: dict[str, tuple[int, ...]] = {}
+        if c.topology == "lowrank":
+            shapes.update({"left": (c.groups, rows, c.chi), "right": (c.groups, columns, c.chi)})
+        elif c.topology == "frozen":
+            shapes["scale"] = (c.groups, 1)
+        elif c.topology == "subspace":
+            tree = c.replace(topology="ttn", groups=1, subspace_dim=None)
+            block = Blueprint((rows, *self.shape[1:]), tree)
+            shapes["coordinates"] = (c.groups, c.subspace_dim or block.num_parameters)
+        else:
+            shapes.update({stack.name: (c.groups * stack.count, *stack.shape) for stack in self.chain})
+        return shapes
+
+    @cached_property
+    def chain(self) -> tuple[Stack, ...]:
+        """The cores of a tensor train (Eq. 7), neighbours of one shape in one stack."""
+        sizes = [mode.size for mode in self.tensorization.modes]
+        return chain_stacks(sizes, self.config.chi)
+
+    @cached_property
+    def buffer_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of what is kept without being trained, whole numbers: the seed of a random projection."""
+        return {"seed": (1,)} if self.config.topology in ("subspace", "frozen") else {}
 
     @property
     def num_parameters(self) -> int:
@@ -300,8 +328,8 @@ class Blueprint:
 
     @property
     def hidden_size(self) -> int:
-        """Entries of one group's hidden state, bond_dim ** H."""
-        return int(self.config.chi ** self.schedule[-2])
+        """Entries of one tree's state before the readout, bond_dim ** H; 0 for a baseline, which has none."""
+        return self.levels[-1].entries_in if self.levels else 0
 
     def peak_entries(self) -> int:
         """Return an estimate, from the schedule alone, of the most numbers that are held at once.
@@ -309,5 +337,6 @@ class Blueprint:
         Every level's state is kept for the backward pass, with its pre-activation; of the readout, the padded
         tensor and the cropped weight.
         """
-        states = sum(int(self.config.chi**modes) for modes in self.schedule[:-1])
-        return self.config.groups * 2 * states + self.tensorization.padded_size + self.size + self.num_parameters
+        states = sum(level.entries_in for level in self.levels)
+        made = self.config.terms * self.tensorization.padded_size
+        return self.config.trees * 2 * states + made + self.size + self.num_parameters

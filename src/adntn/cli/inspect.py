@@ -17,7 +17,7 @@ from adntn.cli.screen import print_whole
 from adntn.contraction import Contraction
 from adntn.errors import AdntnError
 from adntn.targets import choose_places, find_places, obstacle
-from adntn.topology import TOPOLOGIES, Blueprint, GeneratorConfig
+from adntn.topology import TREES, Blueprint, GeneratorConfig
 
 
 def run_inspect(
@@ -58,30 +58,30 @@ def run_inspect(
             rows.append({"name": own_name, **about, **_row(tuple(weight.shape), base)})
     total = sum(p.numel() for p in network.parameters())
     possible = [row for row in rows if "why_not" not in row]
-    saved = {t: sum(row["dense"] - row["stored"][t] for row in possible) for t in TOPOLOGIES}
-    whole = {"dense": total} | {t: total - saved[t] for t in TOPOLOGIES}
+    saved = {t: sum(row["dense"] - row["stored"][t] for row in possible) for t in TREES}
+    whole = {"dense": total} | {t: total - saved[t] for t in TREES}
     if as_json:
         typer.echo(json.dumps({"model": spec, "layers": rows, "whole_model": whole}, indent=1))
         return
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, collapse_padding=True)
-    for title in ("layer", "weight", "P", "padded", *TOPOLOGIES, "modes", "rank"):
+    for title in ("layer", "weight", "P", "padded", *TREES, "modes", "rank"):
         table.add_column(title, justify="left" if title in ("layer", "weight", "modes") else "right", no_wrap=True)
     for row in rows:
         if "why_not" in row:
             table.add_row(row["name"], row["kind"], f"{row['parameters']:,}", *[""] * 6, style="dim")
             continue
-        bounds = [row["rank_bound"][t] for t in TOPOLOGIES]
+        bounds = [row["rank_bound"][t] for t in TREES]
         table.add_row(
             row["name"],
             "x".join(map(str, row["weight"])),
             f"{row['dense']:,}",
             f"{row['padded']:,}",
-            *(f"{row['stored'][t]:,}" for t in TOPOLOGIES),
+            *(f"{row['stored'][t]:,}" for t in TREES),
             "-".join(map(str, row["schedule"])),
             "/".join(map(str, bounds)) if len(set(bounds)) > 1 else str(bounds[0]),
         )
     table.add_section()
-    table.add_row("whole model", "", f"{total:,}", "", *(f"{whole[t]:,}" for t in TOPOLOGIES), "", "", style="bold")
+    table.add_row("whole model", "", f"{total:,}", "", *(f"{whole[t]:,}" for t in TREES), "", "", style="bold")
     console = Console()
     print_whole(console, table)
     console.print(
@@ -96,7 +96,7 @@ def run_inspect(
 def _row(shape: tuple[int, ...], base: GeneratorConfig) -> dict[str, Any]:
     row: dict[str, Any] = {"weight": list(shape), "dense": math.prod(shape), "stored": {}}
     try:
-        for topology in TOPOLOGIES:
+        for topology in TREES:
             blueprint = Blueprint(shape, base.replace(topology=topology))
             row["stored"][topology] = blueprint.num_parameters
             row.setdefault("schedule", list(blueprint.schedule))

@@ -3,6 +3,18 @@
 from __future__ import annotations
 
 from adntn.contraction.plan import Plan, Segment, Split, plan_level, plan_readout, plan_split
-from adntn.contraction.run import Contraction, apply
+from adntn.contraction.run import Activate, Contraction, Cores, Factors, apply
 
-__all__ = ["Contraction", "Plan", "Segment", "Split", "apply", "plan_level", "plan_readout", "plan_split"]
+__all__ = [
+    "Activate",
+    "Contraction",
+    "Cores",
+    "Factors",
+    "Plan",
+    "Segment",
+    "Split",
+    "apply",
+    "plan_level",
+    "plan_readout",
+    "plan_split",
+]

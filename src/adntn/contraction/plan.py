@@ -19,8 +19,8 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Literal
 
+from adntn.levels import Core, Level
 from adntn.tensorize import IN, KERNEL, OUT, Tensorization
-from adntn.topology import Level
 
 __all__ = ["Axes", "Plan", "Segment", "Split", "Stage", "plan_level", "plan_readout", "plan_split"]
 
@@ -104,11 +104,11 @@ class _Input:
     """What enters a circuit: a parent with a core to expand it, or a wire that passes through."""
 
     wires: tuple[int, ...]  # keys of what it becomes: positions, or below zero a parent left as it is
-    core: tuple[str, int] | None  # (parameter, index in its stack)
+    core: Core | None
     size: int
 
 
-def _runs(cores: Sequence[tuple[str, int] | None], sizes: Sequence[int], kind: Literal["expand", "mix"]) -> Stage:
+def _runs(cores: Sequence[Core | None], sizes: Sequence[int], kind: Literal["expand", "mix"]) -> Stage:
     """Group neighbouring cores of one stack, and neighbouring untouched wires, into pieces."""
     pieces: list[Piece] = []
     for core, size in zip(cores, sizes, strict=True):
@@ -118,10 +118,10 @@ def _runs(cores: Sequence[tuple[str, int] | None], sizes: Sequence[int], kind: L
                 pieces[-1] = Piece("pass", size=last.size * size)
             else:
                 pieces.append(Piece("pass", size=size))
-        elif last is not None and last.name == core[0] and last.start + last.count == core[1]:
+        elif last is not None and last.name == core.stack and last.start + last.count == core.place:
             pieces[-1] = Piece(kind, last.name, last.start, last.count + 1)
         else:
-            pieces.append(Piece(kind, core[0], core[1], 1))
+            pieces.append(Piece(kind, core.stack, core.place, 1))
     return tuple(pieces)
 
 
@@ -173,12 +173,12 @@ class _Circuit:
             stages.append(first)
         run = [w for i in taken for w in i.wires] + held
         while fired := self._ready(run):
-            cores: list[tuple[str, int] | None] = []
+            cores: list[Core | None] = []
             sizes: list[int] = []
             place = 0
             while place < len(run):
                 gate = fired.get(place)
-                cores.append(None if gate is None else (f"mix.{self.level.number}.{gate[0]}", gate[1]))
+                cores.append(None if gate is None else self.level.gates[gate[0]][gate[1]])
                 sizes.append(size_of[run[place]])
                 place += 1 if gate is None else 2
             stages.append(_runs(cores, sizes, "mix"))
@@ -228,15 +228,13 @@ def _gates(level: Level) -> dict[int, list[tuple[int, int]]]:
 
 
 def _parents(level: Level) -> list[_Input]:
-    expand, carry, first = f"expand.{level.number}", f"carry.{level.number}", 2 * level.expansions
-    doubled = [_Input((2 * k, 2 * k + 1), (expand, k), level.size_in) for k in range(level.expansions)]
-    return doubled + [_Input((first + k,), (carry, k), level.size_in) for k in range(level.carries)]
+    return [_Input(level.children_of(parent), core, level.sizes_in[parent]) for parent, core in enumerate(level.cores)]
 
 
 @lru_cache(maxsize=1024)
 def plan_level(level: Level) -> Plan:
     """Plan a level between two hidden states; its outcome has one axis, the raveled state."""
-    wires = {p: _Wire(level.size_out, 0, gates) for p, gates in _gates(level).items()}
+    wires = {p: _Wire(level.sizes_out[p], 0, gates) for p, gates in _gates(level).items()}
     return _Circuit(level, wires, num_axes=1).plan(_parents(level))
 
 
@@ -244,7 +242,7 @@ def plan_level(level: Level) -> Plan:
 def plan_readout(level: Level, tensorization: Tensorization) -> Plan:
     """Plan the last level so that its outcome has the weight's axes, padded axes cropped on the way."""
     gates = _gates(level)
-    wires = {p: _Wire(level.size_out, mode.axis, gates[p]) for p, mode in enumerate(tensorization.modes)}
+    wires = {p: _Wire(mode.size, mode.axis, gates[p]) for p, mode in enumerate(tensorization.modes)}
     plan = _Circuit(level, wires, num_axes=len(tensorization.axes)).plan(_parents(level))
     return replace(plan, crop=_crop(tensorization))
 
@@ -309,17 +307,18 @@ def plan_split(level: Level, tensorization: Tensorization) -> Split | None:
             (axis,) = union
             # A parent of one axis passes through the centre as it is; its core belongs to that axis' circuit.
             key = -1 - parent
-            wires[key] = _Wire(level.size_in, axis)
-            inputs.append(_Input((key,), None, level.size_in))
+            wires[key] = _Wire(entry.size, axis)
+            inputs.append(_Input((key,), None, entry.size))
             sides[axis].append(entry)
             continue
         inputs.append(entry)
         for position in entry.wires:
             # Behind the centre's gates each of these wires leads to one axis only.
             leads_to = tensorization.modes[position].axis
-            wires[position] = _Wire(level.size_out, leads_to, centre_gates[position])
+            size = level.sizes_out[position]
+            wires[position] = _Wire(size, leads_to, centre_gates[position])
             if leads_to in sides:
-                sides[leads_to].append(_Input((position,), None, level.size_out))
+                sides[leads_to].append(_Input((position,), None, size))
 
     outer, inner = (_side(level, mine[frozenset([axis])], sides[axis]) for axis in (OUT, IN))
     axes = [mode.axis for mode in tensorization.modes]
@@ -333,5 +332,5 @@ def plan_split(level: Level, tensorization: Tensorization) -> Split | None:
 
 
 def _side(level: Level, gates: dict[int, list[tuple[int, int]]], inputs: list[_Input]) -> Plan:
-    wires = {p: _Wire(level.size_out, 0, list(gates[p])) for i in inputs for p in i.wires}
+    wires = {p: _Wire(level.sizes_out[p], 0, list(gates[p])) for i in inputs for p in i.wires}
     return _Circuit(level, wires, num_axes=1).plan(inputs)

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from adntn.contraction.plan import Axes, Plan, Segment, Stage, plan_level, plan_readout, plan_split
+from adntn.levels import Level
 from adntn.tensorize import IN, KERNEL, OUT, Tensorization
-from adntn.topology import Blueprint, Level
+from adntn.topology import Blueprint
 
-__all__ = ["Contraction", "apply"]
+__all__ = ["Activate", "Contraction", "Cores", "Factors", "apply"]
 
 Cores = Mapping[str, Tensor]
+Activate = Callable[[int, Tensor], Tensor]
+Factors = tuple[Tensor, Tensor, Tensor]
 
 
 def apply(plan: Plan, cores: Cores, state: Tensor) -> Tensor:
@@ -53,6 +58,28 @@ def apply(plan: Plan, cores: Cores, state: Tensor) -> Tensor:
         for axis, size in enumerate(plan.crop):
             state = state.narrow(2 + axis, 0, size) if done[axis] != size else state
     return state
+
+
+def apply_at(
+    plan: Plan,
+    cores: Cores,
+    group: Tensor,  # shape: (n,), whose cores
+    index: Tensor,  # shape: (n,), on the axis, in tree order
+) -> Tensor:  # shape: (n, plan.size_in)
+    """Return what each input of a plan with one axis gives at an index; nothing is made for any other index."""
+    like = next(iter(cores.values()))
+    state = like.new_ones(len(index), 1, 1)  # shape: (n, inputs met so far, held)
+    for segment in plan.segments:
+        (size,), held = segment.released, state.shape[2]
+        matrix = _matrix(segment, cores, segment.released, like)
+        if matrix is None:
+            matrix = torch.eye(segment.size_in, dtype=like.dtype, device=like.device)
+        table = matrix.expand(len(like), -1, -1).unflatten(2, (segment.held, size)).permute(0, 3, 1, 2)
+        digit = group * size + index % size
+        rows = F.embedding(digit, table.reshape(len(like) * size, -1))
+        state = (state.unsqueeze(1) @ rows.unflatten(1, (segment.size_in // held, held, segment.held))).flatten(1, 2)
+        index = index.div(size, rounding_mode="floor")
+    return state.squeeze(2)
 
 
 def _gather_axes(state: Tensor, lead: tuple[int, int], new: Axes, old: Axes) -> tuple[Tensor, Axes]:
@@ -151,59 +178,124 @@ class Contraction:
         self.readout_plan = plan_readout(last, blueprint.tensorization)
         self.split = plan_split(last, blueprint.tensorization)
 
-    def _cores(self, parameters: Cores, level: Level) -> Cores:
-        groups = self.blueprint.config.groups
-        return {
-            name: parameters[name].unflatten(0, (groups, -1))
-            for name in level.core_shapes(groups)
-            if name in parameters
-        }
+    def __deepcopy__(self, memo: dict[int, Any]) -> Contraction:
+        return type(self)(self.blueprint)  # plans are cached
+
+    @property
+    def ranks(self) -> tuple[int, int] | None:
+        """The sizes r and r' of the factors, or None where the order has no split."""
+        if self.split is None:
+            return None
+        outer, inner = self.split.ranks
+        return self.blueprint.config.terms * outer, self.blueprint.config.terms * inner
+
+    def cores(self, parameters: Cores, level: Level) -> Cores:
+        """Return the level's stacks, each ``(trees, count, rows, columns)``, gates on disentanglers applied."""
+        trees = self.blueprint.config.trees
+        cores = {stack.name: parameters[stack.name].unflatten(0, (trees, -1)) for stack in level.stacks}
+        for stack in level.stacks:
+            gate = parameters.get(f"gate.{stack.name}")
+            if gate is not None:
+                core = cores[stack.name]
+                identity = torch.eye(stack.shape[0], dtype=core.dtype, device=core.device)
+                cores[stack.name] = identity + gate.reshape(trees, -1, 1, 1) * (core - identity)
+        return cores
+
+    def start(self, parameters: Cores) -> Tensor:
+        """Return the state before the first level, shape ``(trees, entries)``: the root, or a brick wall's product."""
+        if "root" in parameters:
+            return parameters["root"]
+        like = next(iter(parameters.values()))
+        entries = self.blueprint.levels[0].entries_in
+        return like.new_full((self.blueprint.config.trees, entries), entries**-0.5)
 
     def pre_activation(self, parameters: Cores, number: int, state: Tensor) -> Tensor:
-        """Return Z of hidden level ``number`` (Eqs. 49, 59-60), shape ``(groups, entries)``, from the state before."""
+        """Return Z of hidden level ``number`` (Eqs. 49, 59-60), shape ``(trees, entries)``, from the state before."""
         level = self.blueprint.levels[number - 1]
-        return apply(self.hidden_plans[number - 1], self._cores(parameters, level), state.unsqueeze(1)).squeeze(1)
+        return apply(self.hidden_plans[number - 1], self.cores(parameters, level), state.unsqueeze(1)).squeeze(1)
 
-    def hidden(self, parameters: Cores, activate: Callable[[int, Tensor], Tensor]) -> Tensor:
-        """Return the state before the readout, shape ``(groups, bond_dim**H)``.
+    def hidden(self, parameters: Cores, activate: Activate) -> Tensor:
+        """Return the state before the readout, shape ``(trees, bond_dim**H)``.
 
         Args:
             parameters: by name.
             activate: from a level's number and its pre-activation to its state (Eqs. 50, 62).
         """
-        state = parameters["root"]
+        state = self.start(parameters)
         for number in range(1, len(self.hidden_plans) + 1):
             state = activate(number, self.pre_activation(parameters, number, state))
-        return state
+        gate = parameters.get("gate.term")
+        return state if gate is None else gate * state
+
+    def readout(self, parameters: Cores, hidden: Tensor) -> Tensor:
+        """Return what each tree makes of its hidden state, shape ``(trees, *axes)`` (Eqs. 49, 54-56)."""
+        tensorization = self.blueprint.tensorization
+        cores = self.cores(parameters, self.blueprint.levels[-1])
+        made = apply(self.readout_plan, cores, hidden.unsqueeze(1)).squeeze(1)
+        return in_digit_order(made, tensorization, range(len(tensorization.axes)), first_dim=1)
 
     def weight(self, parameters: Cores, hidden: Tensor) -> Tensor:
-        """Return the weight, shape ``(out, in, *kernel)``, of a hidden state (Eqs. 49, 54-56)."""
-        tensorization = self.blueprint.tensorization
-        cores = self._cores(parameters, self.blueprint.levels[-1])
-        weight = apply(self.readout_plan, cores, hidden.unsqueeze(1)).squeeze(1)
-        weight = in_digit_order(weight, tensorization, range(len(tensorization.axes)), first_dim=1)
-        return weight.reshape(self.blueprint.shape)
+        """Return the weight, shape ``(out, in, *kernel)``, of a hidden state."""
+        made = self.readout(parameters, hidden)
+        if self.blueprint.config.terms > 1:
+            made = made.unflatten(0, (-1, self.blueprint.config.terms)).sum(1)
+        return made.reshape(self.blueprint.shape)
 
-    def factors(self, parameters: Cores, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+    def factors(self, parameters: Cores, hidden: Tensor) -> Factors | None:
         """Return A, C, B with W = A C B^T in every group, exactly; None where the order has no split.
 
         Returns:
             A of shape ``(groups, out / groups, r)``, C of shape ``(groups, r, r', *kernel)``, B of shape ``(groups,
-            in, r')``.
+            in, r')``. The factors of a sum of trees stand side by side, C block by block on its diagonal.
         """
         if self.split is None:
             return None
-        tensorization = self.blueprint.tensorization
-        cores = self._cores(parameters, self.blueprint.levels[-1])
-        sides = []
-        for axis, plan in ((OUT, self.split.outer), (IN, self.split.inner)):
-            identity = torch.eye(plan.size_in, dtype=hidden.dtype, device=hidden.device)
-            rows = apply(plan, cores, identity.expand(hidden.shape[0], -1, -1))
-            sides.append(in_digit_order(rows, tensorization, [axis], first_dim=2).mT)
+        cores = self.cores(parameters, self.blueprint.levels[-1])
+        outer, inner = self._side(cores, OUT, hidden), self._side(cores, IN, hidden)
+        return self._side_by_side(outer), self._centre(cores, hidden), self._side_by_side(inner)
+
+    def factors_at(self, parameters: Cores, hidden: Tensor, index: Tensor) -> Factors | None:
+        """Return the factors as :meth:`factors`, but of A only the rows at an index, shape ``(*index, r)``."""
+        if self.split is None:
+            return None
+        cores = self.cores(parameters, self.blueprint.levels[-1])
+        size = self.blueprint.shape[0] // self.blueprint.config.groups
+        place = torch.arange(self.blueprint.shape[0], device=hidden.device).unsqueeze(1)
+        # A lookup of its own, so that an index out of range is refused as torch refuses it.
+        row = F.embedding(index, place).flatten()
+        group, row = row.div(size, rounding_mode="floor"), row % size
+        permutation = self.blueprint.tensorization.digit_permutation(OUT)
+        if permutation is not None:
+            row = torch.tensor(permutation, device=hidden.device)[row]
+        terms = self.blueprint.config.terms
+        outer = torch.cat([apply_at(self.split.outer, cores, group * terms + t, row) for t in range(terms)], dim=1)
+        inner = self._side_by_side(self._side(cores, IN, hidden))
+        return outer.reshape(*index.shape, outer.shape[-1]), self._centre(cores, hidden), inner
+
+    def _side(self, cores: Cores, axis: int, hidden: Tensor) -> Tensor:  # shape: (trees, axis, r)
+        assert self.split is not None
+        plan = self.split.outer if axis == OUT else self.split.inner
+        identity = torch.eye(plan.size_in, dtype=hidden.dtype, device=hidden.device)
+        rows = apply(plan, cores, identity.expand(hidden.shape[0], -1, -1))
+        return in_digit_order(rows, self.blueprint.tensorization, [axis], first_dim=2).mT
+
+    def _side_by_side(self, side: Tensor) -> Tensor:  # shape: (trees, axis, r) -> (groups, axis, terms * r)
+        terms = self.blueprint.config.terms
+        return side if terms == 1 else side.unflatten(0, (-1, terms)).transpose(1, 2).flatten(2, 3)
+
+    def _centre(self, cores: Cores, hidden: Tensor) -> Tensor:  # shape: (groups, terms * r, terms * r', *kernel)
+        assert self.split is not None
+        tensorization, terms = self.blueprint.tensorization, self.blueprint.config.terms
         centre = apply(self.split.centre, cores, hidden.unsqueeze(1)).squeeze(1)
         if len(tensorization.axes) > KERNEL:
             centre = in_digit_order(centre, tensorization, [KERNEL], first_dim=3)
-        return sides[0], centre.reshape(*centre.shape[:3], *self.blueprint.shape[2:]), sides[1]
+        centre = centre.reshape(*centre.shape[:3], *self.blueprint.shape[2:])
+        if terms == 1:
+            return centre
+        centre = centre.unflatten(0, (-1, terms))
+        diagonal = torch.eye(terms, dtype=centre.dtype, device=centre.device)
+        blocks: Tensor = diagonal.view(1, terms, 1, terms, 1, *(1,) * (centre.ndim - 4)) * centre.unsqueeze(3)
+        return blocks.flatten(3, 4).flatten(1, 2)
 
     def rank_bound(self) -> int:
         """Return the greatest rank of the weight as the matrix (out, in * kernel); see :meth:`Generator.rank_bound`."""
@@ -211,7 +303,7 @@ class Contraction:
         columns = math.prod(others)
         if self.split is None:
             return min(out, columns)
-        groups = self.blueprint.config.groups
+        groups, terms = self.blueprint.config.groups, self.blueprint.config.terms
         outer, inner = self.split.ranks
         kernel = math.prod(others[1:])
-        return min(out, columns, groups * min(outer, out // groups), groups * inner * kernel)
+        return min(out, columns, groups * min(terms * outer, out // groups), groups * terms * inner * kernel)

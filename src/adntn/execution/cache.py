@@ -12,11 +12,12 @@ from typing import TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from adntn.baselines import Network
 from adntn.generator import GeneratorModule
 
-__all__ = ["keep", "keeping"]
+__all__ = ["is_kept", "keep", "keeping"]
 
 Value = TypeVar("Value")
 
@@ -31,7 +32,7 @@ class _Kept:
     values: dict[str, tuple[object, tuple[int, ...]]] = field(default_factory=dict)
 
 
-_KEPT: WeakKeyDictionary[nn.Module, _Kept] = WeakKeyDictionary()
+_KEPT: WeakKeyDictionary[Network, _Kept] = WeakKeyDictionary()
 
 
 @contextlib.contextmanager
@@ -76,6 +77,11 @@ def keep(generator: GeneratorModule, name: str, make: Callable[[], Value]) -> Va
     return value  # type: ignore[return-value]
 
 
+def is_kept(generator: GeneratorModule) -> bool:
+    """Return whether :func:`keep` keeps values now, so that making more than is asked for pays."""
+    return not torch.compiler.is_compiling() and not torch.is_grad_enabled() and _key(generator) in _KEPT
+
+
 def _versions(value: object) -> tuple[int, ...]:
     tensors = value if isinstance(value, tuple) else (value,)
     return tuple(_version(t) for t in tensors if isinstance(t, Tensor))
@@ -85,9 +91,9 @@ def _version(tensor: Tensor) -> int:
     return -1 if tensor.is_inference() else tensor._version
 
 
-def _key(generator: GeneratorModule) -> nn.Module:
-    # Layers that share root and cores hold one and the same module of cores, and so share what is kept.
-    return generator.expand
+def _key(generator: GeneratorModule) -> Network:
+    # Layers that share root and cores hold one and the same network, and so share what is kept.
+    return generator._network
 
 
 def _stamp(parameter: Tensor) -> tuple[int, int]:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from adntn.errors import CompressionError, ShapeError
+from adntn.errors import CompressionError, ConfigError, ShapeError
 from adntn.execution.cache import keep
 from adntn.execution.factored import Factors
-from adntn.execution.plan import Way, choose
+from adntn.execution.plan import Way, Work, choose, multiply_adds
 from adntn.generator import Generator, GeneratorModule
 from adntn.topology import GeneratorConfig
 
@@ -26,7 +25,7 @@ Source = tuple[GeneratorModule, Rows | None]
 _MODULE_STATE = frozenset(vars(nn.Module()))
 
 # What a generated layer adds to that.
-_OWN = ("blueprint", "std", "rows", "dense_type", "_contraction", "_execution", "_way")
+_OWN = ("blueprint", "std", "rows", "dense_type", "_network", "_paths", "_execution", "_way", "_zero_rows")
 
 
 def _copy_description(source: nn.Module, target: nn.Module, leave: tuple[str, ...] = ()) -> None:
@@ -82,8 +81,8 @@ class GeneratedWeight(GeneratorModule):
     def _take(self, source: Source) -> None:
         """Register another module's root and cores as this one's too."""
         generator, rows = source
-        self._share(generator)
         self.rows = rows
+        self._share(generator)
 
     def dense_name(self, name: str) -> str:
         """Return what the weight is called in the plain model, for the name of this module."""
@@ -108,22 +107,32 @@ class GeneratedWeight(GeneratorModule):
 
     def generate(self) -> Tensor:
         """Return the weight, shape ``(out, in, *kernel)``."""
-        return self._cut(super().generate())
+        return self._cut(self._whole())
 
     def factors(self) -> Factors | None:
         """Return A, C, B with ``W = A C B^T`` in every group of the weight's rows, or None where they have no split."""
-        return self._cut_factors(super().factors())
+        return self._cut_factors(self._whole_factors())
 
     @property
     def weight(self) -> Tensor:
         """The generated weight, made anew at each access; read-only."""
         # All rows are kept, not these: other weights have others of the same generator.
-        return self._cut(keep(self, "weight", super().generate))
+        return self._cut(keep(self, "weight", self._whole))
 
     def _factors(self) -> Factors:
-        factors = self._cut_factors(keep(self, "factors", super().factors))
+        factors = self._cut_factors(keep(self, "factors", self._whole_factors))
         assert factors is not None  # choose() does not take this way otherwise
         return factors
+
+    def _whole(self) -> Tensor:
+        return self._zeroed(super().generate())
+
+    def _whole_factors(self) -> Factors | None:
+        factors = super().factors()
+        if factors is None or not self._zero_rows:
+            return factors
+        a, c, b = factors
+        return self._zeroed(a.flatten(0, 1)).view_as(a), c, b
 
     def _cut(self, weight: Tensor) -> Tensor:
         return weight if self.rows is None else weight[self.rows[0] : self.rows[1]]
@@ -131,10 +140,37 @@ class GeneratedWeight(GeneratorModule):
     def _cut_factors(self, factors: Factors | None) -> Factors | None:
         return factors if self.rows is None or factors is None else rows_of(factors, *self.rows)
 
+    # --- rows that are zero: padding, see adntn.nn.Embedding --------------------------------------------------------
+
+    def _grow(self, *args: Any) -> None:
+        super()._grow(*args)
+        self._zero_rows: list[int] = []
+
+    def _share(self, other: GeneratorModule) -> None:
+        super()._share(other)
+        # One list for all that share, as a tied weight of torch's is one tensor.
+        self._zero_rows = vars(other).setdefault("_zero_rows", [])
+
+    def factors_at(self, index: Tensor) -> Factors | None:
+        """Return rows of A at an index, and C and B, as :meth:`adntn.Generator.factors_at`."""
+        factors = super().factors_at(index)
+        if factors is None:
+            return None
+        rows, c, b = factors
+        for row in self._zero_rows:
+            rows = rows.masked_fill((index == row).unsqueeze(-1), 0.0)
+        return rows, c, b
+
+    def _zeroed(self, rows: Tensor) -> Tensor:  # shape: (out, n)
+        for row in self._zero_rows:
+            here = torch.arange(len(rows), device=rows.device) == row
+            rows = rows.masked_fill(here.unsqueeze(1), 0.0)
+        return rows
+
 
 def plain_weight(source: GeneratedWeight, made: dict[object, nn.Parameter]) -> nn.Parameter:
     """Return a generated weight as it is now, the same parameter for all that share it."""
-    key = (id(source.root), source.rows)
+    key = (id(source._network), source.rows)
     if key not in made:
         made[key] = nn.Parameter(source.weight.detach().clone())
     return made[key]
@@ -146,10 +182,12 @@ class StandIn(nn.Module):
     Attributes:
         dense_type: the torch layer.
         other_types: subclasses of it that do the same.
+        dense_std: deviation of that layer's weight at the start; None for that of linear layers and convolutions.
     """
 
     dense_type: ClassVar[type[nn.Module]]
     other_types: ClassVar[tuple[type[nn.Module], ...]] = ()
+    dense_std: ClassVar[float | None] = None
     _generated: ClassVar[tuple[str, ...]] = ("weight",)
 
     @classmethod
@@ -160,7 +198,18 @@ class StandIn(nn.Module):
     @classmethod
     def initial_std(cls, dense: nn.Module, name: str) -> float | None:
         """Return the deviation that torch gives that parameter at the start, or None for the usual one."""
+        return cls.dense_std
+
+    @classmethod
+    def refusal(cls, dense: nn.Module) -> str | None:
+        """Return why a torch layer of this type cannot have a generated weight, or None if it can."""
         return None
+
+    @classmethod
+    def _refuse(cls, dense: nn.Module) -> None:
+        why = cls.refusal(dense)
+        if why is not None:
+            raise ConfigError(f"this {cls.dense_type.__name__} cannot be generated: {why}.")
 
     @classmethod
     def _assemble(cls, dense: nn.Module, sources: Mapping[str, Source], execution: str) -> Self:
@@ -210,17 +259,20 @@ class GeneratedLayer(GeneratedWeight, StandIn):
             execution: how to run, see :attr:`execution`.
 
         Raises:
+            ConfigError: the layer has an option that a generated weight cannot have.
             ShapeError: the weight cannot be generated, or is not of the shape of the one shared.
         """
-        weight = dense_weight(dense)
+        cls._refuse(dense)
+        weight, std = dense_weight(dense), cls.dense_std
         if share is None:
-            share = Generator(tuple(weight.shape), config, device=weight.device, dtype=weight.dtype)
+            share = Generator(tuple(weight.shape), config, std=std, device=weight.device, dtype=weight.dtype)
         elif rows is None:
             rows = getattr(share, "rows", None)
         return cls._assemble(dense, {"weight": (share, rows)}, execution)
 
     @classmethod
     def _assemble(cls, dense: nn.Module, sources: Mapping[str, Source], execution: str) -> Self:
+        cls._refuse(dense)
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
         _copy_description(dense, layer)
@@ -246,14 +298,16 @@ class GeneratedLayer(GeneratedWeight, StandIn):
         dtype: torch.dtype | None,
     ) -> None:
         """Become the layer that a torch layer on the meta device describes. Runs in place of the torch ``__init__``."""
+        self._refuse(template)
         nn.Module.__init__(self)
         _copy_description(template, self)
-        self._grow(tuple(dense_weight(template).shape), config, None, device, dtype)
-        bias = template._parameters["bias"]
-        if bias is not None:
-            bias = nn.Parameter(torch.empty(bias.shape, device=self.root.device, dtype=self.root.dtype))
-        self.register_parameter("bias", bias)
-        self._reset_bias()
+        self._grow(tuple(dense_weight(template).shape), config, self.dense_std, device, dtype)
+        if "bias" in template._parameters:
+            bias = template._parameters["bias"]
+            if bias is not None:
+                bias = nn.Parameter(torch.empty(bias.shape, device=self.device, dtype=self.dtype))
+            self.register_parameter("bias", bias)
+            self._reset_bias()
         self.execution = execution
 
     def _plain(self, made: dict[object, nn.Parameter] | None) -> nn.Module:
@@ -280,9 +334,20 @@ class GeneratedLayer(GeneratedWeight, StandIn):
 
     @execution.setter
     def execution(self, value: str) -> None:
-        stride = math.prod(getattr(self, "stride", ()))
-        self._way = choose(value, self, splits_input=getattr(self, "groups", 1) > 1, stride=stride)
+        self._way = self.would_run(value)
         self._execution = value
+
+    def would_run(self, execution: str) -> Way:
+        """Return how the layer would run if it were asked for this execution.
+
+        Raises:
+            ConfigError: the execution is unknown, or ``"factored"`` where the weight has no split.
+        """
+        return choose(execution, self, self._work())
+
+    def _work(self) -> Work | None:
+        """Return what ``execution="auto"`` compares; None where there is nothing to compare."""
+        return multiply_adds(self)
 
     @property
     def way(self) -> Way:

@@ -1,0 +1,242 @@
+"""Baselines under a generator's API: what a tree has to beat with the same count of numbers.
+
+``tt`` is a quantised tensor train (Eq. 7), ``lowrank`` a product of two thin matrices, ``subspace`` a seeded random
+projection of a few trained numbers, and ``frozen`` a random weight of which only the scale is trained. A random
+projection is never stored: a hash makes each of its entries from the entry's place, as in a count sketch.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adntn.contraction import Activate, Contraction, Cores, Factors
+from adntn.initialize import default_std, initial_values
+from adntn.tensorize import IN, KERNEL, OUT
+from adntn.topology import BASELINES, Blueprint
+
+__all__ = ["Baseline", "Frozen", "LowRank", "Network", "Subspace", "TensorTrain", "network"]
+
+
+class Baseline(ABC):
+    """A generator without levels.
+
+    Attributes:
+        blueprint: what it makes.
+        ranks: the sizes r and r' of its factors, or None where it has none.
+    """
+
+    ranks: tuple[int, int] | None = None
+
+    def __init__(self, blueprint: Blueprint) -> None:
+        self.blueprint = blueprint
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Baseline:
+        return type(self)(self.blueprint)
+
+    @abstractmethod
+    def weight(self, parameters: Cores) -> Tensor:
+        """Return the weight, shape ``(out, in, *kernel)``."""
+
+    def factors(self, parameters: Cores) -> Factors | None:
+        """Return A, C, B with W = A C B^T in every group, or None."""
+        return None
+
+    def rank_bound(self) -> int:
+        """Return the greatest rank of the weight as the matrix (out, in * kernel)."""
+        out, columns = self.blueprint.shape[0], math.prod(self.blueprint.shape[1:])
+        return min(out, columns)
+
+    @abstractmethod
+    def initial_values(self, std: float) -> dict[str, Tensor]:
+        """Draw parameters such that the weight has about this deviation; float64, on the CPU."""
+
+    def _normal(self, name: str, std: float) -> Tensor:
+        shape = self.blueprint.parameter_shapes[name]
+        return std * torch.randn(shape, dtype=torch.float64, device="cpu")
+
+
+class LowRank(Baseline):
+    """W = left @ right^T in every group, of rank ``bond_dim``."""
+
+    def __init__(self, blueprint: Blueprint) -> None:
+        super().__init__(blueprint)
+        rank = blueprint.config.chi
+        self.ranks = (rank, rank if len(blueprint.shape) == KERNEL else blueprint.shape[1])
+
+    def weight(self, parameters: Cores) -> Tensor:
+        return (parameters["left"] @ parameters["right"].mT).reshape(self.blueprint.shape)
+
+    def factors(self, parameters: Cores) -> Factors:
+        left, right = parameters["left"], parameters["right"]
+        groups, inner = left.shape[0], self.ranks[1] if self.ranks else 0
+        identity = torch.eye(inner, dtype=left.dtype, device=left.device).expand(groups, -1, -1)
+        if len(self.blueprint.shape) == KERNEL:
+            return left, identity, right
+        return left, right.mT.reshape(groups, -1, *self.blueprint.shape[1:]), identity
+
+    def rank_bound(self) -> int:
+        groups, rank = self.blueprint.config.groups, self.blueprint.config.chi
+        return min(super().rank_bound(), groups * min(rank, self.blueprint.shape[0] // groups))
+
+    def initial_values(self, std: float) -> dict[str, Tensor]:
+        each = (std / math.sqrt(self.blueprint.config.chi)) ** 0.5
+        return {name: self._normal(name, each) for name in ("left", "right")}
+
+
+class TensorTrain(Baseline):
+    """A quantised tensor train: one core a mode, neighbours joined by bonds of size ``bond_dim`` (Eq. 7)."""
+
+    def __init__(self, blueprint: Blueprint) -> None:
+        super().__init__(blueprint)
+        t = blueprint.tensorization
+        axes = [mode.axis for mode in t.modes]
+        plain = all(t.digit_permutation(axis) is None for axis in range(len(t.axes)))
+        self.splits = t.splits_axes and axes == sorted(axes) and plain
+        if self.splits:
+            outer = self._bond(axes.count(OUT))
+            kernel = self._bond(axes.count(OUT) + axes.count(IN))
+            self.ranks = (outer, outer * kernel)
+
+    def _bond(self, place: int) -> int:
+        return 1 if place in (0, len(self.blueprint.tensorization.modes)) else self.blueprint.config.chi
+
+    def _cores(self, parameters: Cores) -> list[Tensor]:
+        """Return the cores in order, each ``(groups, left, size, right)``."""
+        groups = self.blueprint.config.groups
+        sizes = iter(mode.size for mode in self.blueprint.tensorization.modes)
+        cores: list[Tensor] = []
+        for stack in self.blueprint.chain:
+            stacked = parameters[stack.name].unflatten(0, (groups, -1))
+            cores.extend(core.unflatten(2, (next(sizes), -1)) for core in stacked.unbind(1))
+        return cores
+
+    def _axis(self, parameters: Cores, axis: int) -> Tensor:
+        """Return the cores of one axis as one, shape ``(groups, left, size of the axis, right)``."""
+        t = self.blueprint.tensorization
+        mine = [place for place, mode in enumerate(t.modes) if mode.axis == axis]
+        if not mine:
+            before = sum(mode.axis < axis for mode in t.modes)
+            like = next(iter(parameters.values()))
+            bond = torch.eye(self._bond(before), dtype=like.dtype, device=like.device)
+            return bond.view(1, len(bond), 1, len(bond)).expand(self.blueprint.config.groups, -1, -1, -1)
+        return _chain(self._cores(parameters)[mine[0] : mine[-1] + 1]).narrow(2, 0, t.axes[axis])
+
+    def weight(self, parameters: Cores) -> Tensor:
+        t = self.blueprint.tensorization
+        if not self.splits:
+            return t.unfold(_chain(self._cores(parameters)).flatten(1))
+        whole = _chain([self._axis(parameters, axis) for axis in range(len(t.axes))])
+        return whole.reshape(self.blueprint.shape)
+
+    def factors(self, parameters: Cores) -> Factors | None:
+        if not self.splits:
+            return None
+        out, inner = self._axis(parameters, OUT).squeeze(1), self._axis(parameters, IN)
+        groups, outer = len(out), out.shape[2]
+        bond = torch.eye(outer, dtype=out.dtype, device=out.device)
+        b = inner.transpose(1, 2).flatten(2)  # shape: (groups, in, r * bond to the kernel)
+        if len(self.blueprint.shape) == KERNEL:
+            return out, bond.expand(groups, -1, -1), b
+        kernel = self._axis(parameters, KERNEL).squeeze(3)
+        # The bond from out to in stands in both A and B, and C joins it to itself.
+        c = bond.view(1, outer, outer, 1, 1) * kernel[:, None, None]
+        return out, c.reshape(groups, outer, -1, *self.blueprint.shape[2:]), b
+
+    def rank_bound(self) -> int:
+        if not self.splits or self.ranks is None:
+            return super().rank_bound()
+        groups = self.blueprint.config.groups
+        return min(super().rank_bound(), groups * min(self.ranks[0], self.blueprint.shape[0] // groups))
+
+    def initial_values(self, std: float) -> dict[str, Tensor]:
+        bonds, cores = self.blueprint.config.chi ** (len(self.blueprint.tensorization.modes) - 1), 0
+        cores = sum(stack.count for stack in self.blueprint.chain)
+        each = (std / math.sqrt(bonds)) ** (1 / cores)
+        values = {stack.name: self._normal(stack.name, each) for stack in self.blueprint.chain}
+        # A product of many Gaussian numbers is anything but Gaussian, so the deviation is set, not hoped for.
+        scale = (std / self.weight(values).std(correction=0).clamp_min(1e-30)) ** (1 / cores)
+        return {name: value * scale for name, value in values.items()}
+
+
+def _chain(cores: list[Tensor]) -> Tensor:  # shapes: (groups, left, size, right), bonds matching -> the same
+    """Return neighbouring cores as one, joined in pairs."""
+    while len(cores) > 1:
+        pairs = [
+            torch.einsum("glmb,gbnr->glmnr", one, other).flatten(2, 3)
+            for one, other in zip(cores[0::2], cores[1::2], strict=False)
+        ]
+        cores = [*pairs, *cores[2 * len(pairs) :]]
+    return cores[0]
+
+
+class Subspace(Baseline):
+    """Every entry of the weight is one of the trained coordinates, up to its sign; a hash says which (count sketch)."""
+
+    def weight(self, parameters: Cores) -> Tensor:
+        coordinates = parameters["coordinates"]
+        hashed = _hash_entries(self.blueprint, parameters["seed"])
+        place = (hashed & ((1 << 62) - 1)) % coordinates.shape[1]
+        made = coordinates.gather(1, place) * torch.where(hashed < 0, -1.0, 1.0).to(coordinates.dtype)
+        return made.reshape(self.blueprint.shape)
+
+    def initial_values(self, std: float) -> dict[str, Tensor]:
+        return {"coordinates": self._normal("coordinates", std)}
+
+
+class Frozen(Baseline):
+    """A weight of uniform random entries, made anew from its seed; only its scale is trained, one number a group."""
+
+    def weight(self, parameters: Cores) -> Tensor:
+        scale = parameters["scale"]
+        hashed = _hash_entries(self.blueprint, parameters["seed"])
+        uniform = _shift(hashed, 11).to(torch.promote_types(scale.dtype, torch.float32)) / (1 << 52) - 1.0
+        return (scale * math.sqrt(3.0) * uniform).reshape(self.blueprint.shape)
+
+    def initial_values(self, std: float) -> dict[str, Tensor]:
+        return {"scale": torch.full(self.blueprint.parameter_shapes["scale"], std, dtype=torch.float64, device="cpu")}
+
+
+def _hash_entries(blueprint: Blueprint, seed: Tensor) -> Tensor:
+    """Return 64 random bits for every entry, shape ``(groups, entries)``: splitmix64 of its place and the seed."""
+    index = torch.arange(blueprint.size, device=seed.device)
+    z = index * _signed(0x9E3779B97F4A7C15) + seed
+    z = (z ^ _shift(z, 30)) * _signed(0xBF58476D1CE4E5B9)
+    z = (z ^ _shift(z, 27)) * _signed(0x94D049BB133111EB)
+    return (z ^ _shift(z, 31)).view(blueprint.config.groups, -1)
+
+
+def _signed(number: int) -> int:
+    return number - (1 << 64)
+
+
+def _shift(z: Tensor, bits: int) -> Tensor:
+    # torch shifts a sign bit in, which splitmix64 does not.
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
+
+
+Network = Contraction | Baseline
+
+_BASELINES: dict[str, type[Baseline]] = {
+    "tt": TensorTrain,
+    "lowrank": LowRank,
+    "subspace": Subspace,
+    "frozen": Frozen,
+}
+
+
+def network(blueprint: Blueprint) -> Network:
+    """Return what makes the weight of a blueprint."""
+    topology = blueprint.config.topology
+    return _BASELINES[topology](blueprint) if topology in BASELINES else Contraction(blueprint)
+
+
+def draw_network(made: Network, activate: Activate, *, std: float | None) -> dict[str, Tensor]:
+    """Draw a network's parameters, calibrated; float64, on the CPU. ``std`` as in :func:`initial_values`."""
+    if isinstance(made, Contraction):
+        return initial_values(made, activate, std=std)
+    return made.initial_values(default_std(made.blueprint.shape) if std is None else std)

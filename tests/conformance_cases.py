@@ -198,6 +198,17 @@ def _linear(in_features: int, out_features: int, *, bias: bool = True, **options
     return partial(Linear, in_features, out_features, bias, GeneratorConfig(**{**PLAIN, **options}))
 
 
+def _rows(start: int, stop: int, whole: int, in_features: int, **options: Any) -> Callable[..., nn.Module]:
+    """Return what builds a linear layer of some rows of what a generator makes."""
+
+    def make(execution: str = "auto", device: Any = None, dtype: torch.dtype | None = None) -> nn.Module:
+        generator = Generator((whole, in_features), GeneratorConfig(**{**PLAIN, **options}), device=device, dtype=dtype)
+        dense = nn.Linear(in_features, stop - start, device=device, dtype=dtype)
+        return Linear.from_dense(dense, share=generator, rows=(start, stop), execution=execution)
+
+    return make
+
+
 def _conv(
     channels_in: int,
     channels_out: int,
@@ -244,6 +255,9 @@ LAYERS: dict[str, LayerCase] = {
     ),
     "linear, radix 4, bond 2": LayerCase(_linear(64, 60, radix=4, bond_dim=2, topology="attn"), (3, 64)),
     "linear, prelu, centred": LayerCase(_linear(64, 64, activation="prelu", norm="center", latent_order=2), (3, 64)),
+    "linear, rows of a shared generator": LayerCase(_rows(77, 141, 192, 64, topology="mera"), (3, 64), way="dense"),
+    "linear, two of three groups": LayerCase(_rows(64, 192, 192, 128, groups=3, topology="attn"), (3, 128)),
+    "linear, rows across groups": LayerCase(_rows(40, 128, 192, 64, groups=3), (3, 64), way="dense", splits=False),
     "linear, rational, 2 groups": LayerCase(
         _linear(64, 64, activation="rational", groups=2, latent_order=2, initialization="isometric"), (3, 64)
     ),

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import adntn
-from adntn import CheckpointError, GeneratorConfig, checkpoint, compress_, load, save
+from adntn import CheckpointError, GeneratorConfig, compress_, load, save, savefile
 
 pytestmark = pytest.mark.usefixtures("few_objects")
 
@@ -82,7 +82,7 @@ def rewrite(path: Path, edit: Callable[[dict[str, Any], dict[str, Tensor]], None
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     edit(header, tensors)
     text = json.dumps(header, sort_keys=True)
-    save_file(tensors, path, {"format": "pt", "adntn": text, "adntn.sha256": checkpoint._digest(text, tensors)})
+    save_file(tensors, path, {"format": "pt", "adntn": text, "adntn.sha256": savefile.digest(text, tensors)})
 
 
 # --- round trips ------------------------------------------------------------------------------------------------------
@@ -396,7 +396,7 @@ def interrupted(*_: object) -> None:
 @pytest.mark.parametrize(
     "where, what, error",
     [
-        ("adntn.checkpoint.save_file", half_written, CheckpointError),
+        ("adntn.savefile.save_file", half_written, CheckpointError),
         ("os.fsync", full_disk, CheckpointError),
         ("pathlib.Path.replace", full_disk, CheckpointError),
         ("os.fsync", interrupted, KeyboardInterrupt),
@@ -586,7 +586,7 @@ ROOT = "conv.root"
 THREE = CONFIG.replace(latent_order=3).to_dict()
 
 WELL_SIGNED: dict[str, tuple[Edit, str]] = {
-    "newer format": (set_in("format", to=2), "format 2, newer than the 1"),
+    "newer format": (set_in("format", to=3), "format 3, newer than the 2"),
     "format is no number": (set_in("format", to="1"), "did not write"),
     "format is true": (set_in("format", to=True), "did not write"),
     "newer config": (set_in("layers", "conv", "config", "version", to=99), "version 99, newer than the .*upgrade"),

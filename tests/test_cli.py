@@ -427,6 +427,25 @@ def test_a_users_file_can_be_inspected_without_data_and_targets_chosen() -> None
     assert (layers["2"]["parameters"], layers["2"]["why_not"]) == (54_090, "not among the targets")
 
 
+def test_a_row_is_shown_for_each_weight_of_an_attention_and_for_a_parameter() -> None:
+    Path("net.py").write_text(
+        "from torch import nn\n"
+        "def build(in_channels, num_classes):\n"
+        "    return nn.ModuleDict({'attn': nn.MultiheadAttention(32, 4, kdim=16), 'rnn': nn.GRUCell(8, 16)})\n"
+    )
+    result = run("inspect", "net.py:build", "--targets", "attn,rnn.weight_hh", "--json")
+    assert result.exit_code == 0, result.output
+    layers = {row["name"]: row["weight"] for row in json.loads(result.stdout)["layers"] if "weight" in row}
+    assert layers == {
+        "attn.q_proj_weight": [32, 32],
+        "attn.k_proj_weight": [32, 16],
+        "attn.v_proj_weight": [32, 32],
+        "attn.out_proj": [32, 32],
+        "rnn.weight_hh": [48, 16],
+    }
+    assert run("inspect", "net.py:build").exit_code == 0
+
+
 @pytest.mark.parametrize(
     "arguments, words",
     [

@@ -359,9 +359,18 @@ def test_a_mistake_is_named_and_changes_nothing(name: str) -> None:
     assert all(after[name] is p and torch.equal(p, value) for name, (p, value) in parameters.items())
 
 
-@pytest.mark.parametrize("model", [nn.Linear(8, 8), nn.Sequential(), torch.compile(nn.Linear(8, 8), backend="eager")])
+@pytest.mark.parametrize(
+    "model",
+    [
+        nn.Linear(8, 8),
+        nn.Sequential(),
+        torch.compile(nn.Linear(8, 8), backend="eager"),
+        nn.MultiheadAttention(8, 2),
+        adntn.nn.Linear(8, 8),
+    ],
+)
 def test_a_layer_as_the_model_has_no_place_for_another(model: nn.Module) -> None:
-    with pytest.raises(CompressionError, match=r"(Linear|Sequential) on its own has no place"):
+    with pytest.raises(CompressionError, match=r"(Linear|Sequential|MultiheadAttention) on its own has no place"):
         compress_(model, CONFIG)
 
 

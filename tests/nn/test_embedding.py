@@ -138,16 +138,16 @@ def test_few_rows_are_made_one_by_one_and_a_kept_table_is_cut_once(monkeypatch: 
         make = getattr(Embedding, name)
         monkeypatch.setattr(Embedding, name, lambda *given: (made.append(name), make(*given))[1])
 
-    record("factors")
+    record("_whole_factors")
     record("factors_at")
     layer = Embedding(300, 100, 7, config=CONFIG, execution="factored")
     layer(torch.arange(299))
     layer(torch.arange(300))
-    assert made == ["factors_at", "factors"]
+    assert made == ["factors_at", "_whole_factors"]
     with adntn.cached(nn.Sequential(layer)):
         layer(torch.arange(2))
         layer(torch.arange(3))
-    assert made == ["factors_at", "factors", "factors"]
+    assert made == ["factors_at", "_whole_factors", "_whole_factors"]
 
 
 # --- padding ----------------------------------------------------------------------------------------------------------

@@ -89,7 +89,7 @@ def multiply_adds(generator: GeneratorModule, *, groups: int = 1, stride: int = 
         groups: convolution groups.
         stride: positions on the strided convolution's larger side for one on its smaller side.
     """
-    rows, columns, *kernel = generator.blueprint.shape
+    rows, columns, *kernel = generator.shape
     dense = rows * columns * math.prod(kernel)
     factored = dense
     if generator.ranks is not None:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adntn.adjoint.reverse import full_precision
-from adntn.errors import ConfigError
+from adntn.errors import ConfigError, ShapeError
 from adntn.execution import factored
 from adntn.execution.cache import is_kept
 from adntn.generator import GeneratorModule
@@ -110,6 +110,8 @@ class Embedding(GeneratedLayer, nn.Embedding):  # type: ignore[override]  # the 
         self._keep_padding_zero()
 
     def _share(self, other: GeneratorModule) -> None:
+        if self.rows is not None:
+            raise ShapeError("an embedding looks up all rows that a generator makes; it cannot share one in part.")
         super()._share(other)
         self._keep_padding_zero()
 

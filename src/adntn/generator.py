@@ -236,12 +236,13 @@ class GeneratorModule(nn.Module):
         for name in named:
             if name.startswith("gate.level."):
                 named[name].fill_(1.0)  # the calibration below runs through it
-        for name in self.blueprint.buffer_shapes:
-            getattr(self, name).copy_(torch.randint(1 << 62, (1,), device="cpu"))
+        buffers = {name: torch.randint(1 << 62, (1,), device="cpu") for name in self.blueprint.buffer_shapes}
+        for name, value in buffers.items():
+            getattr(self, name).copy_(value)
         with self._full_precision():
             # Drawn on the CPU so that a seed gives the same start on every device.
             activate = lambda number, z: self._activate(number, z.to(device)).to("cpu", torch.float64)  # noqa: E731
-            values = draw_network(self._network, activate, std=self.std)
+            values = draw_network(self._network, activate, buffers, std=self.std)
         for name, value in values.items():
             named[name].copy_(value)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from adntn.errors import ConfigError, check_choice
 from adntn.generator import GeneratorModule
+from adntn.topology import BASELINES
 
 __all__ = ["EXECUTIONS", "Way", "choose"]
 
@@ -53,7 +54,9 @@ def choose(execution: str, generator: GeneratorModule, *, splits_input: bool = F
         return Way("dense", "asked for")
     obstacle = None
     if generator.ranks is None:
-        obstacle = f"order={generator.config.order!r} has no split into factors"
+        c = generator.config
+        what = f"topology={c.topology!r}" if c.topology in BASELINES else f"order={c.order!r}"
+        obstacle = f"{what} has no split into factors"
     elif splits_input:
         obstacle = "convolution groups see different input channels"
     if execution == "factored":

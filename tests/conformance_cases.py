@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from adntn import Generator, GeneratorConfig
 from adntn.nn import Conv2d, Linear
+from adntn.topology import Blueprint
 
 Options = dict[str, Any]
 
@@ -123,9 +124,12 @@ class Case:
     shape: tuple[int, ...]
     options: Options = field(hash=False)
 
+    def blueprint(self) -> Blueprint:
+        return Blueprint(self.shape, GeneratorConfig(**{**PLAIN, **self.options}))
+
     def build(self, dtype: torch.dtype = torch.float64) -> Generator:
         torch.manual_seed(0)
-        return scramble(Generator(self.shape, GeneratorConfig(**{**PLAIN, **self.options}), dtype=dtype))
+        return scramble(Generator(self.shape, self.blueprint().config, dtype=dtype))
 
 
 def generator_cases() -> dict[str, Case]:

@@ -36,7 +36,7 @@ class LayerReport:
         padded: entries that the trees make, P padded to powers of the radix.
         generated: numbers that are stored and trained instead; 0 for a layer that shares another's generator.
         dense_bytes: bytes of the dense weight.
-        generated_bytes: bytes of the generator's parameters.
+        generated_bytes: bytes of the generator's parameters, and of the seed of a random projection.
         rank_bound: the greatest rank that the weight can have.
         way: how the layer runs, ``"factored"`` or ``"dense"``.
         reason: why it runs so.
@@ -142,7 +142,7 @@ def describe(model: nn.Module) -> CompressionReport:
                 padded=blueprint.tensorization.padded_size if first else 0,
                 generated=stored,
                 dense_bytes=blueprint.size * item if first else 0,
-                generated_bytes=stored * item,
+                generated_bytes=stored * item + (8 * len(blueprint.buffer_shapes) if first else 0),
                 rank_bound=layer.rank_bound(),
                 way=layer.way.name,
                 reason=layer.way.reason,

@@ -307,8 +307,8 @@ def check_memory(blueprint: Blueprint, device: torch.device) -> None:
         GeneratorTooLargeError: the estimate from the schedule exceeds the free memory.
     """
     free = _free_memory(device)
-    # Calibration works in float64 on the CPU; on another device only the float32 pass counts.
-    needed = blueprint.peak_entries() * (8 if device.type == "cpu" else 4)
+    # Calibration works in float64 on the CPU; on another device only the float32 pass counts, or a hash's integers.
+    needed = blueprint.peak_entries() * (8 if device.type == "cpu" or blueprint.buffer_shapes else 4)
     if free is None or needed <= free:
         return
     c = blueprint.config
@@ -323,8 +323,15 @@ def check_memory(blueprint: Blueprint, device: torch.device) -> None:
             f"A smaller bond_dim, or bond_dim and radix raised together (radix={c.chi} has fewer modes), or groups of "
             "a small bond_dim need less."
         )
+    elif c.topology == "brickwall":
+        states = (
+            f"keeps the state of each of {c.num_blocks} block(s) and {c.terms} term(s), as large as the weight, and "
+        )
+        advice = "Fewer blocks or terms, or a tree, need less."
+    elif blueprint.buffer_shapes:
+        states = "hashes the place of every entry at once, and "
     raise GeneratorTooLargeError(
-        f"a {c.topology} for a weight of shape {blueprint.shape} with bond_dim={c.chi} {states}needs about "
+        f"{c.topology} with bond_dim={c.chi} for a weight of shape {blueprint.shape} {states}needs about "
         f"{_gib(needed)}; {_gib(free)} are free. {advice}"
     )
 

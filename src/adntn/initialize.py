@@ -126,7 +126,8 @@ def initial_values(contraction: Contraction, activate: Activate, *, std: float |
             state = activate(level.number, z * sign.unsqueeze(1))
     made = contraction.readout(values, state).flatten(1)
     each = _spread(*_moments(made)).rsqrt()
-    weight = (made * each.unsqueeze(1)).unflatten(0, (config.groups, config.terms)).sum(1)
+    # As a product, so that of the largest arrays there is no copy more than needed.
+    weight = (each.view(config.groups, 1, -1) @ made.unflatten(0, (config.groups, -1))).squeeze(1)
     scale = calibration(weight, default_std(blueprint.shape) if std is None else std)
     rescale(values, blueprint.levels[-1], each * scale.repeat_interleave(config.terms))
     return values

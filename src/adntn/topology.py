@@ -354,11 +354,19 @@ class Blueprint:
         return self.levels[-1].entries_in if self.levels else 0
 
     def peak_entries(self) -> int:
-        """Return an estimate, from the schedule alone, of the most numbers that are held at once.
+        """Return an estimate, from the shapes alone, of the most numbers that are held at once.
 
-        Every level's state is kept for the backward pass, with its pre-activation; of the readout, the padded
-        tensor and the cropped weight.
+        Every level's state is kept for the backward pass, with its pre-activation and what stands between its products;
+        of the readout, the padded tensor, a part of it in the weight's order, and the cropped weight. A hash takes
+        several whole numbers for every entry.
         """
+        c, t = self.config, self.tensorization
+        weight = self.size + self.num_parameters
+        if self.buffer_shapes:
+            return weight + 4 * self.size
+        if c.topology == "lowrank" or (c.topology == "tt" and t.splits_axes and c.order in ("flat", "blocked")):
+            return weight + self.size
+        if c.topology == "tt":
+            return weight + 2 * t.padded_size
         states = sum(level.entries_in for level in self.levels)
-        made = self.config.terms * self.tensorization.padded_size
-        return self.config.trees * 2 * states + made + self.size + self.num_parameters
+        return weight + c.trees * 7 * states + 3 * c.terms * t.padded_size // 2

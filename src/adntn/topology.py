@@ -324,7 +324,7 @@ class Blueprint:
         return shapes
 
     def _tree_of_a_group(self) -> Blueprint:
-        tree = self.config.with_topology("ttn").replace(groups=1, norm=None)
+        tree = self.config.replace(groups=1, norm=None).with_topology("ttn")
         return Blueprint((self.shape[0] // self.config.groups, *self.shape[1:]), tree)
 
     @cached_property

@@ -43,7 +43,7 @@ class LayerReport:
             generator.
         generated: numbers that are stored and trained instead; 0 for a layer that shares another's generator.
         dense_bytes: bytes of the dense weight.
-        generated_bytes: bytes of the generator's parameters.
+        generated_bytes: bytes of the generator's parameters, and of the seed of a random projection.
         rank_bound: the greatest rank that the weight can have.
         way: how the layer runs, ``"factored"`` or ``"dense"``.
         reason: why it runs so.
@@ -150,7 +150,7 @@ def describe(model: nn.Module) -> CompressionReport:
                 padded=layer.blueprint.tensorization.padded_size if first else 0,
                 generated=stored,
                 dense_bytes=dense * item,
-                generated_bytes=stored * item,
+                generated_bytes=stored * item + (8 * len(layer.blueprint.buffer_shapes) if first else 0),
                 rank_bound=layer.rank_bound(),
                 way=layer.way.name,
                 reason=layer.way.reason,

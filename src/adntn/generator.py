@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adntn import activations
@@ -234,7 +235,7 @@ class GeneratorModule(nn.Module):
         return a, c, b
 
     def factors_at(self, index: Tensor) -> Factors | None:
-        """Return the factors, but of A only the rows at an index into ``out``; None where only whole ones can be had.
+        """Return the factors, but of A only the rows at an index into ``out``; a tree makes no other row.
 
         Args:
             index: whole numbers of any shape.
@@ -244,9 +245,10 @@ class GeneratorModule(nn.Module):
             float32 at least.
         """
         with full_precision(self.device):
-            if not isinstance(self._network, Contraction):
-                return None
             parameters = self._parameters_by_name()
+            if not isinstance(self._network, Contraction):
+                factors = self._network.factors(parameters)
+                return factors and (F.embedding(index, factors[0].flatten(0, 1)), *factors[1:])
             return self._network.factors_at(parameters, self._hidden(self._network), index)
 
     @property
@@ -286,12 +288,13 @@ class GeneratorModule(nn.Module):
         for name in named:
             if name.startswith("gate.level."):
                 named[name].fill_(1.0)  # the calibration below runs through it
-        for name in self.blueprint.buffer_shapes:
-            getattr(self, name).copy_(torch.randint(1 << 62, (1,), device="cpu"))
+        buffers = {name: torch.randint(1 << 62, (1,), device="cpu") for name in self.blueprint.buffer_shapes}
+        for name, value in buffers.items():
+            getattr(self, name).copy_(value)
         with full_precision(self.device):
             # Drawn on the CPU so that a seed gives the same start on every device.
             activate = lambda number, z: self._activate(number, z.to(device)).to("cpu", torch.float64)  # noqa: E731
-            values = draw_network(self._network, activate, std=self.std)
+            values = draw_network(self._network, activate, buffers, std=self.std)
         for name, value in values.items():
             named[name].copy_(value)
 
@@ -359,8 +362,8 @@ def check_memory(blueprint: Blueprint, device: torch.device) -> None:
         GeneratorTooLargeError: the estimate from the schedule exceeds the free memory.
     """
     free = _free_memory(device)
-    # Calibration works in float64 on the CPU; on another device only the float32 pass counts.
-    needed = blueprint.peak_entries() * (8 if device.type == "cpu" else 4)
+    # Calibration works in float64 on the CPU; on another device only the float32 pass counts, or a hash's integers.
+    needed = blueprint.peak_entries() * (8 if device.type == "cpu" or blueprint.buffer_shapes else 4)
     if free is None or needed <= free:
         return
     c = blueprint.config
@@ -375,8 +378,15 @@ def check_memory(blueprint: Blueprint, device: torch.device) -> None:
             f"A smaller bond_dim, or bond_dim and radix raised together (radix={c.chi} has fewer modes), or groups of "
             "a small bond_dim need less."
         )
+    elif c.topology == "brickwall":
+        states = (
+            f"keeps the state of each of {c.num_blocks} block(s) and {c.terms} term(s), as large as the weight, and "
+        )
+        advice = "Fewer blocks or terms, or a tree, need less."
+    elif blueprint.buffer_shapes:
+        states = "hashes the place of every entry at once, and "
     raise GeneratorTooLargeError(
-        f"a {c.topology} for a weight of shape {blueprint.shape} with bond_dim={c.chi} {states}needs about "
+        f"{c.topology} with bond_dim={c.chi} for a weight of shape {blueprint.shape} {states}needs about "
         f"{_gib(needed)}; {_gib(free)} are free. {advice}"
     )
 

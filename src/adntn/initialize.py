@@ -18,7 +18,7 @@ from adntn.contraction import Activate, Contraction
 from adntn.levels import Level
 from adntn.topology import TREES, Blueprint
 
-__all__ = ["default_std", "draw", "initial_values", "rescale", "stable_rank"]
+__all__ = ["calibration", "default_std", "draw", "initial_values", "rescale", "stable_rank"]
 
 ROOT_STD = 0.05  # s0 of Eq. 16
 MIXING_NOISE = 1e-2  # tau of Eq. 17
@@ -111,8 +111,9 @@ def initial_values(contraction: Contraction, activate: Activate, *, std: float |
     """Draw and calibrate a generator's parameters.
 
     Every level's pre-activation is brought to variance 1 in every tree, unless the activation is ``siren``, and the
-    kept entries of the weight to deviation ``std``. The scale is spread evenly over a level's expansion and carry
-    cores, never put on disentanglers.
+    kept entries of the weight to deviation ``std``; the trees of a sum contribute alike. The scale is spread evenly
+    over a level's expansion and carry cores, never put on a tree's disentanglers; a block of a brick wall carries it in
+    its first column.
 
     Args:
         contraction: of the generator.
@@ -141,16 +142,21 @@ def initial_values(contraction: Contraction, activate: Activate, *, std: float |
         state = activate(level.number, z * sign.unsqueeze(1))
     made = contraction.readout(values, state).flatten(1)
     each = _spread(*_moments(made)).rsqrt()
-    weight = (made * each.unsqueeze(1)).unflatten(0, (config.groups, config.terms)).sum(1)
+    # As a product, so that of the largest arrays there is no copy more than needed.
+    weight = (each.view(config.groups, 1, -1) @ made.unflatten(0, (config.groups, -1))).squeeze(1)
+    scale = calibration(weight, default_std(blueprint.shape) if std is None else std)
+    rescale(values, blueprint.levels[-1], each * scale.repeat_interleave(config.terms))
+    return values
+
+
+def calibration(weight: Tensor, std: float) -> Tensor:  # shape: (groups, entries) -> (groups,)
+    """Return the factor of each group with which they deviate alike and all together by ``std``."""
     mean, variance = _moments(weight)
     scale = _spread(mean, variance).rsqrt()
     # One more factor for all groups together, since their means differ.
     means, variances = mean * scale, variance * scale.square()
     total = variances.mean() + means.var(correction=0)
-    overall = _spread(means.mean().view(1), total.view(1)).rsqrt()
-    overall = overall * (default_std(blueprint.shape) if std is None else std)
-    rescale(values, blueprint.levels[-1], each * (scale * overall).repeat_interleave(config.terms))
-    return values
+    return scale * _spread(means.mean().view(1), total.view(1)).rsqrt() * std
 
 
 def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:  # shape: (groups, entries) -> (groups,) twice

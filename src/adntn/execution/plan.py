@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from adntn.errors import ConfigError, check_choice
 from adntn.generator import GeneratorModule
+from adntn.topology import BASELINES
 
 __all__ = ["EXECUTIONS", "Way", "Work", "choose", "multiply_adds"]
 
@@ -67,7 +68,9 @@ def choose(execution: str, generator: GeneratorModule, work: Work | None) -> Way
     if execution == "dense":
         return Way("dense", "asked for")
     if generator.ranks is None:
-        obstacle = f"order={generator.config.order!r} has no split into factors"
+        c = generator.config
+        what = f"topology={c.topology!r}" if c.topology in BASELINES else f"order={c.order!r}"
+        obstacle = f"{what} has no split into factors"
         if execution == "factored":
             raise ConfigError(f"execution='factored' is not possible: {obstacle}; use execution='auto' or 'dense'.")
         return Way("dense", obstacle)

@@ -156,8 +156,7 @@ def variant_model(job: Job, build: Callable[[], nn.Module], names: Sequence[str]
         freeze_weights_(model, names)
     elif variant != "dense":
         topology = job.topologies[0] if variant == "frozen-tree" else variant
-        boundary = job.config.boundary_layers if topology == "attn" else 1
-        compress_(model, job.config.replace(topology=topology, boundary_layers=boundary), names)
+        compress_(model, job.config.with_topology(topology), names)
         if variant == "frozen-tree":
             freeze_weights_(model, names)
     return model

@@ -9,6 +9,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from adntn.activations import parameter_shapes, registry
+
 settings.register_profile("adntn", deadline=None, derandomize=True, max_examples=60)
 settings.register_profile("thorough", deadline=None, max_examples=2000)  # pytest --hypothesis-profile=thorough
 settings.load_profile("adntn")
@@ -26,6 +28,16 @@ def few_objects() -> Iterator[None]:
     gc.freeze()
     yield
     gc.unfreeze()
+
+
+@pytest.fixture
+def own_registry() -> Iterator[None]:
+    """Forget the activations that the test registers."""
+    before = dict(registry._REGISTRY)
+    yield
+    registry._REGISTRY.clear()
+    registry._REGISTRY.update(before)
+    parameter_shapes.cache_clear()
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import adntn
-from adntn import CheckpointError, GeneratorConfig, checkpoint, compress_, load, save
+from adntn import CheckpointError, GeneratorConfig, compress_, load, save, savefile
 
 pytestmark = pytest.mark.usefixtures("few_objects")
 
@@ -82,7 +82,7 @@ def rewrite(path: Path, edit: Callable[[dict[str, Any], dict[str, Tensor]], None
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     edit(header, tensors)
     text = json.dumps(header, sort_keys=True)
-    save_file(tensors, path, {"format": "pt", "adntn": text, "adntn.sha256": checkpoint._digest(text, tensors)})
+    save_file(tensors, path, {"format": "pt", "adntn": text, "adntn.sha256": savefile.digest(text, tensors)})
 
 
 # --- round trips ------------------------------------------------------------------------------------------------------
@@ -396,7 +396,7 @@ def interrupted(*_: object) -> None:
 @pytest.mark.parametrize(
     "where, what, error",
     [
-        ("adntn.checkpoint.save_file", half_written, CheckpointError),
+        ("adntn.savefile.save_file", half_written, CheckpointError),
         ("os.fsync", full_disk, CheckpointError),
         ("pathlib.Path.replace", full_disk, CheckpointError),
         ("os.fsync", interrupted, KeyboardInterrupt),
@@ -586,7 +586,7 @@ ROOT = "conv.root"
 THREE = CONFIG.replace(latent_order=3).to_dict()
 
 WELL_SIGNED: dict[str, tuple[Edit, str]] = {
-    "newer format": (set_in("format", to=2), "format 2, newer than the 1"),
+    "newer format": (set_in("format", to=3), "format 3, newer than the 2"),
     "format is no number": (set_in("format", to="1"), "did not write"),
     "format is true": (set_in("format", to=True), "did not write"),
     "newer config": (set_in("layers", "conv", "config", "version", to=99), "version 99, newer than the .*upgrade"),
@@ -680,7 +680,7 @@ def other_size() -> Net:
 
 def other_kind() -> Net:
     model = Net()
-    model.conv = nn.ConvTranspose2d(8, 3, 3)  # type: ignore[assignment]
+    model.conv = nn.Bilinear(8, 3, 3)  # type: ignore[assignment]
     return model
 
 
@@ -717,7 +717,7 @@ def on_meta() -> Net:
     [
         (other_config, r"'conv' is generated with .*topology='ttn'.* in the file, .*topology='mera'.* in the model"),
         (other_size, r"'head\.0' is a Linear with a weight of shape \(16, 32\) in the file, a Linear with \(12, 32\)"),
-        (other_kind, "'conv', which cannot be one in this model: it is a ConvTranspose2d"),
+        (other_kind, "'conv', which cannot be one in this model: it is a Bilinear"),
         (without_norm, r"norm\.bias is not in the model"),
         (with_more, r"head\.3\.bias is missing"),
         (without_bias, r"conv\.bias is not in the model"),

@@ -10,15 +10,16 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from typer.testing import CliRunner, Result
 
 from adntn import __version__
 from adntn.cli import app
-from adntn.cli.options import DEFAULT_EPOCHS, make_job, parse_seeds, split_names
+from adntn.cli.options import DEFAULT_EPOCHS, GENERATOR, make_job, parse_seeds, split_names
 from adntn.compress import compress_
 from adntn.errors import ConfigError
 from adntn.experiments.runs import Job, RunFolder
-from adntn.topology import TOPOLOGIES, GeneratorConfig
+from adntn.topology import TOPOLOGIES, TREES, GeneratorConfig
 
 QUICK = ["--train-limit", "80", "--test-limit", "40", "--epochs", "1", "--seeds", "1"]
 FEW = ["--topology", "ttn", "--controls", "deleted"]
@@ -243,7 +244,7 @@ def test_seeds_are_a_number_or_a_list(given: Any, seeds: tuple[int, ...] | None)
 
 def test_without_options_the_job_is_the_demo() -> None:
     job = make_job({}, Job)
-    assert (job.model, job.data, job.topologies, job.seeds) == ("small-cnn", "digits", TOPOLOGIES, (0, 1, 2))
+    assert (job.model, job.data, job.topologies, job.seeds) == ("small-cnn", "digits", TREES, (0, 1, 2))
     assert job.controls == ("deleted", "frozen-dense", "frozen-tree")
     assert (job.recipe.epochs, job.threads) == (DEFAULT_EPOCHS, 1)
     assert job.config == GeneratorConfig()
@@ -251,7 +252,16 @@ def test_without_options_the_job_is_the_demo() -> None:
     assert make_job({"threads": 4}, Job).threads == 4
 
 
-def test_every_generator_option_arrives() -> None:
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"boundary_layers": 2, "gate": True, "terms": 2},
+        {"topology": "ttn,brickwall", "columns": 4, "blocks": 1, "gate": True},
+        {"topology": "tt,lowrank,subspace", "subspace_dim": 17},
+    ],
+    ids=str,
+)
+def test_every_generator_option_arrives(own: dict[str, Any]) -> None:
     options = {
         "radix": 3,
         "bond_dim": 2,
@@ -261,14 +271,49 @@ def test_every_generator_option_arrives() -> None:
         "initialization": "paper",
         "norm": "center",
         "order": "1,0,2",
-        "boundary_layers": 2,
+        "kernel_radix": 5,
+        **own,
     }
     config = make_job(options, Job).config
-    assert {name: getattr(config, name) for name in options} == options | {"order": (1, 0, 2)}
+    arrived = options | {"order": (1, 0, 2)}
+    arrived.pop("topology", None)
+    assert {name: getattr(config, name) for name in arrived} == arrived
+
+
+def test_the_options_of_a_command_are_those_of_a_config() -> None:
+    # One that is missing on the command line could still be set in a TOML file, and nobody would know.
+    for command in ("compress", "inspect"):
+        shown = run(command, "--help", width=200).stdout
+        for name in GENERATOR:
+            if command == "inspect" and name in ("initialization", "norm"):
+                continue  # these change no count
+            assert f"--{name.replace('_', '-')} " in shown, name
+
+
+@pytest.mark.usefixtures("untimed")
+def test_other_topologies_and_their_options_go_from_the_command_line_into_the_layers() -> None:
+    arguments = ["--topology", "ttn,brickwall,lowrank,frozen", "--columns", "3", "--gate", "--kernel-radix", "3"]
+    result = run("compress", *QUICK, "--controls", "frozen-tree", *arguments, "--out", "mine")
+    assert result.exit_code == 0, result.output
+    with safe_open("mine/models/brickwall-seed0.safetensors", "pt") as file:
+        names = set(file.keys())
+    assert {"conv2.gate.2.1", "conv2.gate.gate.1.2", "conv2.gate.level.1"} <= names
+    assert any(name.endswith("_3x3") for name in names)
+    with safe_open("mine/models/frozen-seed0.safetensors", "pt") as file:
+        assert file.get_tensor("conv2.seed").dtype == torch.int64
+        assert not torch.equal(file.get_tensor("conv2.seed"), file.get_tensor("conv3.seed"))
+    # Another run of the same folder has nothing left to do.
+    assert run("compress", "--resume", "mine").exit_code == 0
 
 
 MISTAKES: list[tuple[list[str], tuple[str, ...]]] = [
-    (["--topology", "tnt"], ("ConfigError", "Did you mean 'ttn'?")),
+    (["--topology", "tnt"], ("ConfigError", "Did you mean 'tt'?")),
+    (["--topology", "ttn,mera", "--columns", "4"], ("ConfigError", "columns=4 needs topology='brickwall', not 'ttn'")),
+    (
+        ["--topology", "attn,brickwall", "--columns", "4", "--boundary-layers", "2"],
+        ("columns=4 needs topology='brickwall'",),
+    ),
+    (["--topology", "tt", "--gate"], ("gate=True needs a tree",)),
     (["--topology", "ttn,ttn"], ("each once",)),
     (["--topology", "none", "--controls", "frozen-tree"], ("needs a topology",)),
     (["--controls", "delted"], ("Did you mean 'deleted'?",)),
@@ -378,19 +423,36 @@ def test_the_counts_are_those_of_the_papers_table_3() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["--order", "paired"], ["--radix", "3", "--bond-dim", "2", "--groups", "2"]], ids=str
+    "arguments, options, topologies",
+    [
+        ([], {}, TREES),
+        (["--order", "paired"], {"order": "paired"}, TREES),
+        (
+            ["--radix", "3", "--bond-dim", "2", "--groups", "2"],
+            {"radix": 3, "bond_dim": 2, "groups": 2},
+            TREES,
+        ),
+        (["--topology", ",".join(TOPOLOGIES)], {}, TOPOLOGIES),
+        (
+            ["--topology", "brickwall,tt,ttn", "--columns", "3", "--gate", "--terms", "2", "--kernel-radix", "3"],
+            {"topology": "brickwall", "columns": 3, "gate": True, "terms": 2, "kernel_radix": 3},
+            ("brickwall", "tt", "ttn"),
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_what_is_promised_is_what_compress_makes(arguments: list[str]) -> None:
+def test_what_is_promised_is_what_compress_makes(
+    arguments: list[str], options: dict[str, Any], topologies: tuple[str, ...]
+) -> None:
     from adntn.experiments.models import small_cnn
 
     content = json.loads(run("inspect", "small-cnn", "--json", *arguments).stdout)
-    options: dict[str, Any] = {"order": "paired"} if "paired" in arguments else {}
-    options |= {"radix": 3, "bond_dim": 2, "groups": 2} if "3" in arguments else {}
     stored = {row["name"]: row for row in content["layers"] if "stored" in row}
     assert list(stored) == ["conv1", "conv2", "conv3", "head"]
-    for topology in TOPOLOGIES:
+    assert list(content["whole_model"]) == ["dense", *topologies]
+    for topology in topologies:
         model = small_cnn((1, 28, 28), 10)
-        report = compress_(model, GeneratorConfig(topology=topology, **options))
+        report = compress_(model, GeneratorConfig(**options).with_topology(topology))
         assert content["whole_model"][topology] == report.model_after
         assert content["whole_model"]["dense"] == report.model_before
         for layer in report.layers:
@@ -425,6 +487,25 @@ def test_a_users_file_can_be_inspected_without_data_and_targets_chosen() -> None
     layers = {row["name"]: row for row in json.loads(result.stdout)["layers"]}
     assert layers["0"]["weight"] == [8, 1, 3, 3]
     assert (layers["2"]["parameters"], layers["2"]["why_not"]) == (54_090, "not among the targets")
+
+
+def test_a_row_is_shown_for_each_weight_of_an_attention_and_for_a_parameter() -> None:
+    Path("net.py").write_text(
+        "from torch import nn\n"
+        "def build(in_channels, num_classes):\n"
+        "    return nn.ModuleDict({'attn': nn.MultiheadAttention(32, 4, kdim=16), 'rnn': nn.GRUCell(8, 16)})\n"
+    )
+    result = run("inspect", "net.py:build", "--targets", "attn,rnn.weight_hh", "--json")
+    assert result.exit_code == 0, result.output
+    layers = {row["name"]: row["weight"] for row in json.loads(result.stdout)["layers"] if "weight" in row}
+    assert layers == {
+        "attn.q_proj_weight": [32, 32],
+        "attn.k_proj_weight": [32, 16],
+        "attn.v_proj_weight": [32, 32],
+        "attn.out_proj": [32, 32],
+        "rnn.weight_hh": [48, 16],
+    }
+    assert run("inspect", "net.py:build").exit_code == 0
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
 import json
+import pkgutil
 import re
 import runpy
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +18,12 @@ from adntn.experiments.runs import Row, Timing
 from adntn.report.summary import markdown, summarize
 
 ROOT = Path(__file__).parents[1]
-DEMO = ROOT / "docs" / "results" / "demo"
+DOCS = ROOT / "docs"
+DEMO = DOCS / "results" / "demo"
+SCRIPTS: dict[str, dict[str, Any]] = {
+    name: runpy.run_path(str(DOCS / "scripts" / f"{name}.py")) for name in ("tables", "pages", "hooks")
+}
+TABLES, PAGES = SCRIPTS["tables"]["TABLES"], SCRIPTS["pages"]["PAGES"]
 
 
 def between(text: str, mark: str) -> str:
@@ -52,6 +60,13 @@ def test_the_fitting_page_shows_the_studys_tables() -> None:
     assert between(page, "methods") == study["methods"]()
 
 
+def test_the_adjoint_page_shows_the_benchmarks_table_and_its_code_runs() -> None:
+    page = (ROOT / "docs" / "adjoint.md").read_text()
+    assert between(page, "table") == runpy.run_path(str(ROOT / "benchmarks" / "adjoint.py"))["table"]()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(compile(code, "adjoint.md", "exec"), {})
+
+
 def test_readme_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
@@ -61,8 +76,8 @@ def test_readme_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert isinstance(names["report"], adntn.CompressionReport)
 
 
-def test_readme_names_files_that_are_there() -> None:
-    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
+def test_readme_and_docs_name_files_that_are_there() -> None:
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.glob("*.md"), *DOCS.glob("tutorials/*.md")):
         for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} names {target}"
 
@@ -80,3 +95,154 @@ def test_the_docstring_of_generator_tells_the_truth() -> None:
     finder = doctest.DocTestFinder(recurse=False)
     (example,) = finder.find(adntn.Generator, "Generator", globs={"adntn": adntn})
     assert doctest.DocTestRunner().run(example).failed == 0
+
+
+# --- tables and code of the site --------------------------------------------------------------------------------------
+
+
+def assert_alike(shown: str, made: str, **tolerance: float) -> None:
+    """Compare texts word for word, and numbers with a decimal point, which vary between machines, with a tolerance."""
+    number = r"\d+\.\d+"
+    assert re.sub(number, "#", shown) == re.sub(number, "#", made)
+    assert [float(n) for n in re.findall(number, shown)] == pytest.approx(
+        [float(n) for n in re.findall(number, made)], **tolerance
+    )
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_are_what_the_library_says(name: str) -> None:
+    """If this fails after a change that is meant: python docs/scripts/tables.py."""
+    (shown,) = [between(page.read_text(), name) for page in DOCS.glob("*.md") if f"<!-- {name} -->" in page.read_text()]
+    if name == "starts":
+        assert_alike(shown, TABLES[name](), rel=0.1, abs=0.15)
+    else:
+        assert shown == TABLES[name]()
+
+
+@pytest.mark.usefixtures("own_registry")
+@pytest.mark.parametrize(
+    "page", [pytest.param(p, marks=[pytest.mark.slow] * (p.parent != DOCS)) for p in PAGES], ids=lambda p: p.stem
+)
+def test_code_on_the_pages_runs_and_prints_what_stands_below_it(page: Path) -> None:
+    """If this fails after a change that is meant: python docs/scripts/pages.py."""
+    blocks = list(SCRIPTS["pages"]["BLOCK"].finditer(page.read_text()))
+    # Accuracies of short runs differ between machines; counts do not.
+    for block, printed in zip(blocks, SCRIPTS["pages"]["run"](page), strict=True):
+        assert_alike(block["output"] or "", printed, rel=0.1, abs=6.0 if page.parent != DOCS else 0.15)
+
+
+def test_the_tutorials_reading_is_that_of_its_numbers() -> None:
+    text = (DOCS / "tutorials" / "your-model.md").read_text()
+    rows = re.findall(r"^(\w.*?) +[\d,]+ stored +([\d.]+) ±", text, re.MULTILINE)
+    mean = {name: float(accuracy) for name, accuracy in rows}
+    lost = mean["dense"] - mean["deleted"]
+    assert lost > 20
+    assert 0.35 < (mean["ttn"] - mean["deleted"]) / lost < 0.65
+    assert (mean["frozen ttn"] - mean["deleted"]) / lost < 0.2
+    assert abs(mean["frozen dense"] - mean["ttn"]) < 5
+    assert mean["dense"] - max(mean["frozen dense"], mean["ttn"]) > 10
+
+
+def test_what_choosing_says_of_other_pages_is_what_stands_there() -> None:
+    table = (DEMO / "table.md").read_text()
+    trees = re.findall(r"^\| (?:ttn|attn|mera) \|.*?\| ([\d.]+) ± ([\d.]+) \|", table, re.MULTILINE)
+    means, deviations = zip(*((float(mean), float(deviation)) for mean, deviation in trees), strict=True)
+    assert len(means) == 3
+    assert max(means) - min(means) < 1.2 * max(deviations)
+    study = between((DOCS / "initialization.md").read_text(), "table")
+    rows = re.findall(r"^\| (\w+) \| (.*?) \|[^|]*\|[^|]*\| ([\d.]+) ±", study, re.MULTILINE)
+    mean = {(order, start): float(accuracy) for order, start, accuracy in rows}
+    gains = [mean["paired", start] - mean["blocked", start] for order, start in mean if order == "paired"]
+    assert (round(min(gains)), round(max(gains))) == (5, 11)
+
+
+# --- the API ----------------------------------------------------------------------------------------------------------
+
+DOCUMENTED = {
+    name: page
+    for page in DOCS.glob("api/*.md")
+    for name in re.findall(r"^::: ([\w.]+)$", page.read_text(), re.MULTILINE)
+}
+
+
+def test_every_public_name_is_on_a_page() -> None:
+    shown = {f"{name}.{each}" for name in DOCUMENTED for each in getattr(pkgutil.resolve_name(name), "__all__", ())}
+    things = [pkgutil.resolve_name(name) for name in {*shown, *DOCUMENTED}]
+    for name in set(adntn.__all__) - {"__version__"}:
+        assert any(getattr(adntn, name) is thing for thing in things), f"adntn.{name} is on no page of docs/api"
+
+
+def test_every_page_of_the_site_is_in_its_menu() -> None:
+    menu = re.findall(r"[\w/-]+\.md", (ROOT / "mkdocs.yml").read_text())
+    pages = [p.relative_to(DOCS).as_posix() for p in DOCS.rglob("*.md") if "results" not in p.parts]
+    assert sorted(menu) == sorted(pages)
+
+
+@pytest.mark.parametrize(
+    "html, refused",
+    [
+        ('<script src="https://cdn.example/x.js"></script>', True),
+        ('<link rel="stylesheet" href="//fonts.example/x.css">', True),
+        ("see :class:<code>Level</code>", True),
+        ('<a href="https://arxiv.org/abs/2606.00130">paper</a> <script src="assets/x.js"></script>', False),
+    ],
+)
+def test_a_site_that_fetches_from_elsewhere_is_refused(tmp_path: Path, html: str, refused: bool) -> None:
+    (tmp_path / "index.html").write_text(html)
+    check = SCRIPTS["hooks"]["on_post_build"]
+    if refused:
+        with pytest.raises(SCRIPTS["hooks"]["PluginError"], match=r"index\.html (fetches|shows)"):
+            check({"site_dir": str(tmp_path)})
+    else:
+        check({"site_dir": str(tmp_path)})
+
+
+# --- from paper to code -----------------------------------------------------------------------------------------------
+
+WALK = re.findall(
+    r"^\| (\(\d+\)|(?:Algorithm|Definition|Figure|Table) \d) \| (.*) \| (.*) \| (.*) \|$",
+    (DOCS / "paper-to-code.md").read_text(),
+    re.MULTILINE,
+)
+
+#: Rows that may say "not built yet", and have to.
+GAPS = [
+    *("(5)", "(6)", "(19)"),
+    *("(31)", "(32)", "(33)", "(34)", "(35)"),
+    *("(51)", "(52)", "(53)", "(57)", "(58)", "(63)", "(64)", "(65)"),
+    "Figure 6",
+]
+
+
+def test_everything_numbered_in_the_paper_has_a_row_without_an_empty_cell() -> None:
+    counts = {"Algorithm": 3, "Definition": 2, "Figure": 6, "Table": 3}
+    expected = [f"({n})" for n in range(1, 68)]
+    expected += [f"{kind} {n}" for kind, count in counts.items() for n in range(1, count + 1)]
+    assert sorted(row[0] for row in WALK) == sorted(expected)
+    for number, *cells in WALK:
+        assert all(cell.strip() for cell in cells), f"{number} has an empty cell"
+
+
+def test_what_is_not_built_yet_is_known() -> None:
+    assert [number for number, _, code, _ in WALK if "not built yet" in code.lower()] == GAPS
+
+
+def test_the_code_that_the_walk_names_is_there() -> None:
+    for number, _, code, _ in WALK:
+        objects = re.findall(r"\]\[(adntn[\w.]*)\]", code) + re.findall(r"`(torch\.[\w.]+)`", code)
+        for name in objects:
+            assert pkgutil.resolve_name(name) is not None, f"{number} names {name}"
+        pages = [target for target in re.findall(r"\]\(([\w./-]+)\)", code) if (DOCS / target).is_file()]
+        assert objects or pages or "`" in code or "#words" in code, f"{number} names no code"
+
+
+def test_the_tests_that_the_walk_names_are_there() -> None:
+    tests: dict[str, set[str]] = {}
+    for number, _, _, named in WALK:
+        found = re.findall(r"`([\w/]+\.py)::(\w+)`", named)
+        assert found, f"{number} names no test"
+        for file, name in found:
+            if file not in tests:
+                body = ast.parse((ROOT / "tests" / file).read_text()).body
+                tests[file] = {node.name for node in body if isinstance(node, ast.FunctionDef)}
+            assert name in tests[file], f"{number} names {file}::{name}"

@@ -231,6 +231,19 @@ def test_compress_fits_tied_layers_once() -> None:
     assert error_of(model[1], weight) < 1.0
 
 
+def test_compress_fits_those_who_share_together() -> None:
+    model = nn.ModuleDict({"q": nn.Linear(16, 6), "k": nn.Linear(16, 10), "lone": nn.MultiheadAttention(8, 2)})
+    weights = {name: model[name].weight.detach().clone() for name in ("k", "q")}
+    whole = torch.cat([weights["q"], weights["k"]])
+    report = compress_(model, GeneratorConfig(), shared=[("q", "k")], init="fit", fit=QUICK)
+    fits = {row.name: row.fit for row in report.layers}
+    assert len(fits) == 4
+    assert None not in fits.values()
+    assert fits["q"] is fits["k"]
+    made = torch.cat([model["q"].weight, model["k"].weight]).detach()
+    assert fits["q"].relative_error == pytest.approx(float((made - whole).norm() / whole.norm()), rel=1e-4)
+
+
 def test_compress_starts_as_at_random_and_ends_nearer() -> None:
     model = model_of_three()
     other = copy.deepcopy(model)

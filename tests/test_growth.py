@@ -18,6 +18,7 @@ import adntn
 from adntn import FitOptions, Generator, GeneratorConfig, GrowthReport, grow_
 from adntn.embedding import Embedding, embed
 from adntn.errors import CompressionError, ConfigError, GeneratorTooLargeError
+from adntn.generator import GeneratorModule
 from adntn.nn import Conv2d, GeneratedLayer, Linear
 from adntn.topology import Blueprint
 
@@ -76,6 +77,12 @@ EXACT: dict[str, tuple[tuple[int, ...], Options, Options]] = {
     "tensor train from rank 1": ((12, 10), {"topology": "tt", "bond_dim": 1}, {"bond_dim": 2}),
     "tensor train": ((12, 10, 3), {"topology": "tt", "bond_dim": 2, "groups": 2}, {"bond_dim": 4}),
     "low rank": ((12, 10), {"topology": "lowrank", "bond_dim": 2, "groups": 3}, {"bond_dim": 4}),
+    "terms, rational": (
+        (12, 10),
+        {"latent_order": 2, "activation": "rational", "groups": 2},
+        {"terms": 2, "bond_dim": 3},
+    ),
+    "terms, swish": ((12, 10), {"latent_order": 2, "activation": "swish"}, {"terms": 2, "bond_dim": 3}),
     "only the start": ((8, 8), {"topology": "frozen"}, {"initialization": "isometric"}),
 }
 
@@ -440,6 +447,51 @@ def test_a_layer_runs_the_way_that_suits_its_new_generator() -> None:
         grow_(asked, order="paired", fit=QUICK)
     assert asked.config.order == "blocked"
     asked(torch.randn(2, 64))
+
+
+def test_layers_of_which_one_cannot_run_as_asked_stay_as_they_were() -> None:
+    # Rows 6 to 16 cut through four groups of four rows, so that they have no factors.
+    model = nn.ModuleDict({"q": nn.Linear(16, 6), "k": nn.Linear(16, 10)})
+    adntn.compress_(model, GeneratorConfig(latent_order=2), shared=[("q", "k")], execution="factored")
+    before = {name: layer.weight.detach() for name, layer in model.items()}
+    optimizer = torch.optim.SGD(model.parameters(), 1.0)
+    held = [id(p) for p in optimizer.param_groups[0]["params"]]
+    with pytest.raises(ConfigError, match="not possible"):
+        grow_(model["q"], groups=4, fit=QUICK, optimizer=optimizer)
+    for name, layer in model.items():
+        assert layer.config.groups == 1
+        assert torch.equal(layer.weight, before[name])
+        assert layer.way.name == "factored"
+        layer(torch.randn(2, 16))
+    assert [id(p) for p in optimizer.param_groups[0]["params"]] == held
+    report = grow_(model["q"], bond_dim=3, optimizer=optimizer)
+    assert report.layers == 2
+    for name, layer in model.items():
+        assert distance(layer.weight, before[name]) < 1e-6
+
+
+def test_an_attention_and_a_recurrent_layer_grow() -> None:
+    model = nn.ModuleDict({"attention": nn.MultiheadAttention(16, 2, batch_first=True), "rnn": nn.LSTM(16, 8)})
+    adntn.compress_(model, GeneratorConfig(latent_order=2), ["attention", "rnn.weight_ih_l0"])
+    x = torch.randn(2, 3, 16)
+    before = [model["attention"](x, x, x)[0].detach(), model["rnn"](x)[0].detach()]
+    for generated in adntn.describe(model).layers:
+        assert generated.topology == "ttn"
+    for each in [m for m in model.modules() if isinstance(m, GeneratorModule)]:
+        assert grow_(each, bond_dim=3, topology="attn").exact
+    after = [model["attention"](x, x, x)[0].detach(), model["rnn"](x)[0].detach()]
+    torch.testing.assert_close(after, before)
+    assert {row.topology for row in adntn.describe(model).layers} == {"attn"}
+
+
+def test_the_adjoint_way_back_is_kept() -> None:
+    generator = Generator((12, 10), GeneratorConfig(latent_order=2), backward="adjoint")
+    grow_(generator, bond_dim=3)
+    assert generator.backward == "adjoint"
+    generator().sum().backward()
+    grow_(generator, topology="tt", fit=QUICK)
+    assert generator.backward == "autograd"
+    generator().sum().backward()
 
 
 def test_nothing_old_is_kept_under_cached() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from conformance_cases import EVERYTHING
 
 from adntn import Generator, GeneratorConfig
 from adntn.errors import AdntnError
@@ -79,6 +80,14 @@ def test_a_diagnosis_works_where_gradients_are_off() -> None:
         assert diagnose(GeneratorConfig(), (16, 16), seeds=[0]) == expected
     with torch.inference_mode():
         assert diagnose(GeneratorConfig(), (16, 16), seeds=[0]) == expected
+
+
+@pytest.mark.parametrize("topology", EVERYTHING)
+def test_every_topology_can_be_diagnosed(topology: str) -> None:
+    health = diagnose(GeneratorConfig(**EVERYTHING[topology]), (32, 24, 3), seeds=range(2))
+    assert health.std == pytest.approx(1.0, rel=1e-3)
+    assert 1 <= health.stable_rank <= health.rank_bound <= 32
+    assert health.root_gradient > 0  # of the first parameter where there is no root
 
 
 def test_no_seeds_are_refused() -> None:

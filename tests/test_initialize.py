@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conformance_cases import CONFIGS, ORDERS, SHAPES, TOPOLOGIES
+from conformance_cases import BASELINES, CONFIGS, EVERYTHING, NETWORKS, ORDERS, SHAPES, TOPOLOGIES
 from torch import Tensor
 
 from adntn import Generator, GeneratorConfig
@@ -41,12 +41,45 @@ def pre_activations(gen: Generator) -> list[Tensor]:
 
 @pytest.mark.parametrize("config", [name for name in CONFIGS if name != "bond 1"])
 @pytest.mark.parametrize("shape", SIZES)
-@pytest.mark.parametrize("topology", ["ttn", "mera"])
+@pytest.mark.parametrize("topology", ["ttn", "mera", "brickwall", "brickwall, three columns"])
 def test_the_kept_entries_start_with_the_deviation_of_a_dense_layer(shape: str, topology: str, config: str) -> None:
-    for order in ORDERS:
-        gen = build(SIZES[shape], order=order, **TOPOLOGIES[topology], **CONFIGS[config])
+    turn = list(CONFIGS).index(config) + list(SIZES).index(shape)
+    for order in (ORDERS[turn % 4], ORDERS[(turn + 2) % 4]):
+        gen = build(SIZES[shape], order=order, **NETWORKS[topology], **CONFIGS[config])
         fan_in = math.prod(SIZES[shape][1:])
         assert float(gen().detach().std(correction=0)) == pytest.approx((3 * fan_in) ** -0.5, rel=1e-10)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("shape", [(32, 64), (18, 33), (12, 10, 3, 3), (2, 3)], ids=str)
+@pytest.mark.parametrize("topology", [*BASELINES, "brickwall", "ttn"])
+def test_so_do_those_of_every_other_family(topology: str, shape: tuple[int, ...], groups: int) -> None:
+    more = {} if topology in BASELINES else {"terms": 3, "gate": True}
+    for seed in range(3):
+        gen = build(shape, seed, groups=groups, **EVERYTHING[topology], **more)
+        assert float(gen().detach().std(correction=0)) == pytest.approx(default_std(shape), rel=1e-9)
+
+
+@pytest.mark.parametrize("topology", BASELINES)
+def test_a_baselines_single_number_starts_at_the_deviation(topology: str) -> None:
+    # Its own deviation is zero, and a factor that brings zero to anything is none.
+    weight = build((1, 1), topology=topology)().detach()
+    assert float(weight.abs()) == pytest.approx(default_std((1, 1)), rel=1e-9)
+
+
+@pytest.mark.parametrize("topology", ["tt", "lowrank", "subspace", "frozen", "brickwall"])
+def test_all_groups_of_a_baseline_start_alike(topology: str) -> None:
+    each = build((64, 64), topology=topology, groups=4)().detach().reshape(4, -1).std(dim=1, correction=0)
+    assert float(each.max() / each.min()) == pytest.approx(1.0, rel=1e-9)
+
+
+@pytest.mark.parametrize("topology", ["ttn", "mera", "brickwall"])
+def test_the_trees_of_a_sum_contribute_alike(topology: str) -> None:
+    gen = build((32, 64), topology=topology, terms=3, groups=2, activation="prelu", initialization="paper")
+    values = dict(gen._parameters_by_name())
+    made = gen._network.readout(values, gen._network.hidden(values, gen._activate)).detach().flatten(1)
+    each = made.std(dim=1, correction=0).view(2, 3)
+    torch.testing.assert_close(each, each[:, :1].expand(2, 3), rtol=1e-9, atol=0)
 
 
 def test_that_is_the_deviation_of_torchs_own_layers() -> None:
@@ -74,14 +107,62 @@ def test_another_deviation_can_be_asked_for() -> None:
 
 
 @pytest.mark.parametrize("config", [name for name in CONFIGS if name not in ("bond 1", "no hidden level")])
-@pytest.mark.parametrize("topology", TOPOLOGIES)
+@pytest.mark.parametrize("topology", [*TOPOLOGIES, "brickwall, three columns", "brickwall, five columns in two"])
 def test_every_levels_pre_activation_starts_with_variance_1(topology: str, config: str) -> None:
-    gen = build((128, 100), **{"latent_order": 3, **CONFIGS[config]}, groups=2, **TOPOLOGIES[topology])
+    gen = build((128, 100), **{"latent_order": 3, **CONFIGS[config]}, groups=2, **NETWORKS[topology])
     seen = pre_activations(gen)
     assert len(seen) == len(gen.schedule) - 2 > 0
     for z in seen:
-        assert z.shape[0] == 2
-        assert z.var(dim=1, correction=0).tolist() == pytest.approx([1.0, 1.0], rel=1e-10)
+        assert z.shape[0] == 2 * gen.config.terms
+        assert z.var(dim=1, correction=0).tolist() == pytest.approx([1.0] * len(z), rel=1e-10)
+
+
+@pytest.mark.parametrize("initialization", ["paper", "isometric"])
+def test_a_block_of_a_brick_wall_carries_its_scale_in_its_first_column(initialization: str) -> None:
+    config = GeneratorConfig(
+        topology="brickwall", columns=4, initialization=initialization, gate=True, activation="elu"
+    )
+    torch.manual_seed(5)
+    drawn = draw(Blueprint((32, 20), config))
+    torch.manual_seed(5)
+    values = Generator((32, 20), config, dtype=torch.float64).state_dict()
+    changed = {name for name, before in drawn.items() if not torch.equal(values[name], before)}
+    assert changed == {"gate.1.1", "gate.2.1"}
+    for name in changed:
+        factor = values[name] / drawn[name]
+        torch.testing.assert_close(factor, factor[:1, :1, :1].expand_as(factor), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("topology", ["mera", "brickwall"])
+def test_gates_start_open_and_closing_them_does_what_they_say(topology: str) -> None:
+    options = {"columns": 4} if topology == "brickwall" else {"latent_order": 2}
+    gen = build((32, 32), topology=topology, gate=True, terms=2, activation="relu", **options)
+    plain = build((32, 32), topology=topology, terms=2, activation="relu", **options)
+    gates = {name: p for name, p in gen.named_parameters() if name.startswith("gate.") and p.ndim == 2}
+    assert gates
+    assert all(torch.equal(p, torch.ones_like(p)) for p in gates.values())
+    torch.testing.assert_close(gen(), plain(), rtol=1e-12, atol=1e-14)
+    with torch.no_grad():
+        gates["gate.term"][1] = 0.0
+        before = gen()
+        for name, parameter in gen.named_parameters():
+            if parameter.ndim == 3 or name == "root":
+                parameter.view(2, -1)[1] += 1.0  # of the tree that is switched off
+        assert torch.equal(gen(), before)
+        for parameter in gates.values():
+            parameter.fill_(0.0)
+        assert gen().abs().max() == 0
+        gates["gate.term"].fill_(1.0)
+        # With identities and no activation the weight is linear in the first cores, whatever the disentanglers are.
+        first = next(gen.generator_parameters())[1]
+        before = gen()
+        for name, parameter in gen.named_parameters():
+            if name.startswith("mix.") or name in ("gate.1.2", "gate.2.1", "gate.2.2"):
+                parameter.add_(1.0)
+        torch.testing.assert_close(gen(), before, rtol=1e-12, atol=1e-14)
+        if topology == "mera":
+            first.mul_(-2.0)
+            torch.testing.assert_close(gen(), -2 * before, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("initialization", ["paper", "isometric"])
@@ -195,9 +276,11 @@ def test_isometric_cores_are_drawn_evenly_from_all_rotations() -> None:
 # --- seeds ----------------------------------------------------------------------------------------
 
 
-def test_a_seed_gives_the_same_start_again() -> None:
-    assert torch.equal(build((17, 33), 3, topology="mera")(), build((17, 33), 3, topology="mera")())
-    assert not torch.equal(build((17, 33), 3, topology="mera")(), build((17, 33), 4, topology="mera")())
+@pytest.mark.parametrize("topology", EVERYTHING)
+def test_a_seed_gives_the_same_start_again(topology: str) -> None:
+    first, again, other = (build((17, 33), seed, **EVERYTHING[topology])() for seed in (3, 3, 4))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
 
 
 def test_reset_parameters_draws_anew() -> None:

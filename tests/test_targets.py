@@ -260,9 +260,9 @@ def without_inputs() -> nn.Linear:
 
 
 IMPOSSIBLE: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "a batch norm": (lambda: nn.BatchNorm2d(8), "BatchNorm2d, and only Linear, Conv2d"),
-    "a container": (lambda: nn.Sequential(nn.Linear(8, 8)), "Sequential, and only Linear, Conv2d"),
-    "a subclass": (lambda: Subclass(8, 8), "Subclass, and only Linear, Conv2d"),
+    "a batch norm": (lambda: nn.BatchNorm2d(8), "BatchNorm2d, and only Linear, Conv1d, Conv2d, "),
+    "a container": (lambda: nn.Sequential(nn.Linear(8, 8)), "Sequential, and only Linear, Conv1d, Conv2d, "),
+    "a subclass": (lambda: Subclass(8, 8), "Subclass, and only Linear, Conv1d, Conv2d, "),
     "a lazy layer": (lambda: nn.LazyLinear(8), "LazyLinear"),
     "weight norm": (lambda: parametrizations.weight_norm(nn.Linear(8, 8)), "weight_norm.*must be removed first"),
     "spectral norm": (lambda: parametrizations.spectral_norm(nn.Linear(8, 8)), "spectral_norm"),
@@ -359,9 +359,18 @@ def test_a_mistake_is_named_and_changes_nothing(name: str) -> None:
     assert all(after[name] is p and torch.equal(p, value) for name, (p, value) in parameters.items())
 
 
-@pytest.mark.parametrize("model", [nn.Linear(8, 8), nn.Sequential(), torch.compile(nn.Linear(8, 8), backend="eager")])
+@pytest.mark.parametrize(
+    "model",
+    [
+        nn.Linear(8, 8),
+        nn.Sequential(),
+        torch.compile(nn.Linear(8, 8), backend="eager"),
+        nn.MultiheadAttention(8, 2),
+        adntn.nn.Linear(8, 8),
+    ],
+)
 def test_a_layer_as_the_model_has_no_place_for_another(model: nn.Module) -> None:
-    with pytest.raises(CompressionError, match=r"(Linear|Sequential) on its own has no place"):
+    with pytest.raises(CompressionError, match=r"(Linear|Sequential|MultiheadAttention) on its own has no place"):
         compress_(model, CONFIG)
 
 

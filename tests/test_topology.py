@@ -8,13 +8,13 @@ import json
 from typing import Any
 
 import pytest
-from conformance_cases import CONFIGS, ORDERS, SHAPES, TOPOLOGIES
+from conformance_cases import CONFIGS, NETWORKS, ORDERS, SHAPES, WALLS
 from hypothesis import given
 from hypothesis import strategies as st
 
 from adntn import Generator, GeneratorConfig
 from adntn.errors import AdntnError, ConfigError, ShapeError
-from adntn.topology import CONFIG_VERSION, Blueprint, Mixer, schedule
+from adntn.topology import CONFIG_VERSION, OWNERS, TOPOLOGIES, Blueprint, Mixer, schedule
 
 # --- the paper's Table 3 --------------------------------------------------------------------------
 
@@ -48,6 +48,99 @@ def test_counts_of_the_two_alexnet_convolutions(topology: str, count: int, of_tw
     assert [b.tensorization.num_modes for b in blueprints] == [19, 20]
     # The paper's P of this row, 1,572,864, is the padded size.
     assert sum(b.tensorization.padded_size for b in blueprints) == 2**20 + 2**19
+
+
+# --- Qing et al.'s brick wall, and what a ttn has to beat ---------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "shape, modes, columns, count",
+    [
+        ((384, 256, 3, 3), 21, 2, 40 + 160),
+        ((4096, 4096), 24, 2, 48 + 176),
+        ((256, 256, 3, 3), 20, 2, 40 + 144),
+        ((192, 64, 5, 5), 19, 2, 36 + 144),
+        ((512, 512, 3, 3), 22, 2, 44 + 160),
+        ((512, 512, 3, 3), 22, 3, 44 + 160 + 160),
+    ],
+    ids=str,
+)
+def test_counts_of_a_brick_wall(shape: tuple[int, ...], modes: int, columns: int, count: int) -> None:
+    blueprint = Blueprint(shape, GeneratorConfig(topology="brickwall", columns=columns))
+    assert blueprint.tensorization.num_modes == modes
+    assert blueprint.num_parameters == count
+
+
+def test_those_are_the_figures_of_the_papers() -> None:
+    def count(*shapes: tuple[int, ...], **options: Any) -> int:
+        config = GeneratorConfig(topology="brickwall", **options)
+        return sum(Blueprint(shape, config).num_parameters for shape in shapes)
+
+    assert count((384, 256, 3, 3), FC2) == 200 + 224 == 424  # the abstract of Qing et al.
+    assert count(*ALEXNET_CONVS) == 184 + 180 == 364
+    assert count(VGG_CONV, columns=3) == 204 + 160 == 364
+
+
+@pytest.mark.parametrize(
+    "shape, options, count",
+    [
+        (FC2, {"topology": "tt"}, 4 + 22 * 8 + 4),
+        (FC2, {"topology": "tt", "bond_dim": 5}, 10 + 22 * 50 + 10),
+        (FC2, {"topology": "tt", "groups": 2}, 2 * (4 + 21 * 8 + 4)),
+        (FC2, {"topology": "lowrank"}, 2 * (4096 + 4096)),
+        (FC2, {"topology": "lowrank", "bond_dim": 3, "groups": 2}, 3 * (4096 + 2 * 4096)),
+        (VGG_CONV, {"topology": "lowrank", "bond_dim": 1}, 512 + 512 * 9),
+        (FC2, {"topology": "subspace"}, 216),
+        (FC2, {"topology": "subspace", "groups": 2}, 2 * 216),
+        (FC2, {"topology": "subspace", "bond_dim": 1, "norm": "center"}, 1 + 5 + 10 + 12 * 4),
+        (FC2, {"topology": "subspace", "subspace_dim": 1000, "groups": 2}, 2000),
+        (FC2, {"topology": "frozen"}, 1),
+        (FC2, {"topology": "frozen", "groups": 4}, 4),
+        # Gates: on 21 disentanglers, on two levels, on three terms.
+        (FC2, {"topology": "mera", "gate": True}, 536 + (4 + 5 + 11) + 2),
+        (FC2, {"gate": True}, 216 + 2),
+        (FC2, {"gate": True, "terms": 3}, 3 * (216 + 2 + 1)),
+        (FC2, {"terms": 3, "groups": 2, "activation": "prelu"}, 6 * (216 + 2)),
+        (FC2, {"topology": "brickwall", "gate": True}, 224 + 11),
+        (
+            FC2,
+            {"topology": "brickwall", "columns": 4, "gate": True, "terms": 2},
+            2 * (224 + 12 * 16 + 176 + 34 + 1 + 1),
+        ),
+        # 9 + 9 binary modes and 2 of size 3: the last of ten cores makes these two.
+        (VGG_CONV, {"kernel_radix": 3}, 32 + 5 * 8 + 9 * 8 + 2 * 9),
+    ],
+    ids=str,
+)
+def test_counts_of_the_other_families(shape: tuple[int, ...], options: dict[str, Any], count: int) -> None:
+    assert Blueprint(shape, GeneratorConfig(**options)).num_parameters == count
+
+
+def test_a_kernel_with_its_own_radix_is_not_padded() -> None:
+    blueprint = Blueprint(VGG_CONV, GeneratorConfig(kernel_radix=3))
+    t = blueprint.tensorization
+    assert t.num_modes == 20
+    assert [mode.size for mode in t.modes] == [2] * 18 + [3] * 2
+    assert t.padded_size == t.size == 512 * 512 * 9
+    assert blueprint.schedule == (5, 10, 20)
+    assert list(blueprint.parameter_shapes) == ["root", "expand.1", "expand.2", "expand.2_3x3"]
+    # A linear layer has no kernel, and the option no effect.
+    plain = GeneratorConfig()
+    assert Blueprint(FC2, plain.replace(kernel_radix=3)).parameter_shapes == Blueprint(FC2, plain).parameter_shapes
+
+
+def test_names_of_gates_and_of_a_brick_walls_cores_do_not_meet() -> None:
+    config = GeneratorConfig(topology="brickwall", columns=3, gate=True, terms=2)
+    shapes = Blueprint((8, 4), config).parameter_shapes
+    assert shapes == {
+        "gate.1.1": (4, 1, 4),
+        "gate.1.2": (4, 4, 4),
+        "gate.2.1": (4, 4, 4),
+        "gate.gate.1.2": (4, 1),
+        "gate.gate.2.1": (4, 1),
+        "gate.level.1": (2, 1),
+        "gate.term": (2, 1),
+    }
 
 
 # --- schedules ------------------------------------------------------------------------------------
@@ -134,12 +227,14 @@ def test_counts_of_other_options_at_fc2(options: dict[str, Any], count: int) -> 
     assert Blueprint(FC2, GeneratorConfig(**options)).num_parameters == count
 
 
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("topology", TOPOLOGIES)
+@pytest.mark.parametrize("topology", NETWORKS)
 @pytest.mark.parametrize("config", CONFIGS)
-def test_the_count_is_what_a_module_holds(config: str, topology: str, order: str) -> None:
-    options = {"order": order, **TOPOLOGIES[topology], **CONFIGS[config]}
-    for shape in ((64, 32), (17, 33), (12, 10, 3, 3), *SHAPES.values()):
+def test_the_count_is_what_a_module_holds(config: str, topology: str) -> None:
+    shapes = [(64, 32), (17, 33), (12, 10, 3, 3), *SHAPES.values()]
+    for place, shape in enumerate(shapes):
+        if shape == (1, 1) and topology in WALLS:
+            continue  # a single mode has no pair
+        options = {"order": ORDERS[place % 4], **NETWORKS[topology], **CONFIGS[config]}
         generator = Generator(shape, GeneratorConfig(**options), device="meta")
         assert generator.num_parameters == sum(p.numel() for p in generator.parameters()), shape
 
@@ -163,6 +258,12 @@ def test_sizes_of_a_blueprint() -> None:
 def test_the_memory_estimate_counts_every_group_and_the_hidden_state() -> None:
     small = Blueprint(FC2, GeneratorConfig()).peak_entries()
     assert small >= 2 * 4096**2  # the padded weight and the cropped one
+    assert Blueprint(FC2, GeneratorConfig(terms=3)).peak_entries() >= 4 * 4096**2
+    one, two = (Blueprint(FC2, GeneratorConfig(topology="brickwall", columns=c)).peak_entries() for c in (2, 4))
+    assert two - one >= 2 * 4096**2  # a state and its pre-activation
+    for baseline in ("tt", "lowrank", "subspace", "frozen"):
+        peak = Blueprint(FC2, GeneratorConfig(topology=baseline)).peak_entries()
+        assert 2 * 4096**2 <= peak <= 6 * 4096**2
     large = Blueprint(FC2, GeneratorConfig(bond_dim=4)).peak_entries()
     assert large - small >= 4**12 - 2**12
     assert Blueprint((4096, 4096), GeneratorConfig(bond_dim=4, groups=2)).peak_entries() - small >= 2 * (4**12 - 2**12)
@@ -170,24 +271,82 @@ def test_the_memory_estimate_counts_every_group_and_the_hidden_state() -> None:
 
 # --- configs --------------------------------------------------------------------------------------
 
+own = st.one_of(
+    st.fixed_dictionaries({"topology": st.sampled_from(["ttn", "mera", "tt", "lowrank", "frozen"])}),
+    st.fixed_dictionaries(
+        {
+            "topology": st.sampled_from(["ttn", "mera", "brickwall"]),
+            "gate": st.booleans(),
+            "terms": st.integers(1, 5),
+        }
+    ),
+    st.fixed_dictionaries({"topology": st.just("attn"), "boundary_layers": st.integers(1, 2)}),
+    st.fixed_dictionaries(
+        {"topology": st.just("brickwall"), "columns": st.integers(5, 9), "blocks": st.none() | st.integers(1, 3)}
+    ),
+    st.fixed_dictionaries({"topology": st.just("subspace"), "subspace_dim": st.none() | st.integers(1, 10**6)}),
+)
+
+
+def _build(own: dict[str, Any], **options: Any) -> GeneratorConfig:
+    return GeneratorConfig(**options, **own)
+
+
 configs = st.builds(
-    GeneratorConfig,
+    _build,
+    own=own,
     radix=st.integers(2, 9),
     bond_dim=st.none() | st.integers(2, 9),
     latent_order=st.integers(1, 20),
-    topology=st.sampled_from(["ttn", "attn", "mera"]),
     activation=st.sampled_from(["elu", "prelu(slope=0.5)", "tanh"])
     | st.floats(0.01, 100).map(lambda w: f"sine(omega={w!r})"),
     order=st.sampled_from(ORDERS) | st.permutations(range(6)).map(tuple),
     groups=st.integers(1, 64),
     initialization=st.sampled_from(["paper", "isometric"]),
-    norm=st.sampled_from([None, "center"]),
+    norm=st.sampled_from([None, "center", "rms", "layer"]),
+    kernel_radix=st.none() | st.integers(2, 9),
 )
 
 
-def test_a_state_of_one_entry_cannot_be_centred() -> None:
+@pytest.mark.parametrize("norm", ["center", "layer"])
+def test_a_state_of_one_entry_cannot_be_centred(norm: str) -> None:
     with pytest.raises(ConfigError, match="bond_dim=1"):
-        GeneratorConfig(bond_dim=1, norm="center")
+        GeneratorConfig(bond_dim=1, norm=norm)
+    # A brick wall's states have all modes, and a mean square of 1 leaves the sign.
+    GeneratorConfig(bond_dim=1, norm=norm, topology="brickwall")
+    GeneratorConfig(bond_dim=1, norm="rms")
+
+
+@given(config=configs, topology=st.sampled_from(TOPOLOGIES))
+def test_a_config_of_another_topology_keeps_what_that_one_takes(config: GeneratorConfig, topology: str) -> None:
+    other = config.with_topology(topology)
+    assert other.topology == topology
+    default = GeneratorConfig()
+    for f in dataclasses.fields(GeneratorConfig):
+        if f.name != "topology":
+            takes = topology in OWNERS.get(f.name, TOPOLOGIES)
+            assert getattr(other, f.name) == getattr(config if takes else default, f.name)
+    assert config.with_topology(config.topology) == config
+
+
+def test_a_config_of_an_unknown_topology_is_refused() -> None:
+    with pytest.raises(ConfigError, match="Did you mean 'mera'"):
+        GeneratorConfig().with_topology("mero")
+
+
+#: As the first version wrote it, which had neither gates that did anything nor the options below.
+VERSION_1 = (
+    '{"version": 1, "topology": "mera", "radix": 2, "bond_dim": 3, "latent_order": 5, "activation": "elu", '
+    '"order": "blocked", "groups": 2, "boundary_layers": 1, "initialization": "paper", "norm": "center", "gate": false}'
+)
+
+
+def test_a_config_of_version_1_is_still_read() -> None:
+    config = GeneratorConfig.from_json(VERSION_1)
+    assert config == GeneratorConfig(
+        topology="mera", bond_dim=3, activation="elu", groups=2, initialization="paper", norm="center"
+    )
+    assert json.loads(config.to_json())["version"] == CONFIG_VERSION == 2
 
 
 @given(config=configs)
@@ -286,6 +445,15 @@ def test_an_unknown_option_is_met_with_the_nearest_known() -> None:
         {"boundary_layers": 2, "topology": "ttn"},
         {"boundary_layers": 2, "topology": "mera"},
         {"gate": None},
+        {"gate": 1},
+        {"terms": 0},
+        {"terms": 2.0},
+        {"kernel_radix": 1},
+        {"columns": 0, "topology": "brickwall"},
+        {"columns": None, "topology": "brickwall"},
+        {"blocks": 0, "topology": "brickwall"},
+        {"subspace_dim": 0, "topology": "subspace"},
+        {"subspace_dim": True, "topology": "subspace"},
         {"topology": None},
         {"topology": ["ttn"]},
         {"order": None},
@@ -307,6 +475,44 @@ def test_an_impossible_value_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError) as caught:
         GeneratorConfig(**options)
     assert any(name in str(caught.value) for name in options)
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"columns": 4}, "columns=4 needs topology='brickwall', not 'ttn'"),
+        ({"blocks": 1, "topology": "tt"}, "blocks=1 needs topology='brickwall', not 'tt'"),
+        ({"topology": "brickwall", "blocks": 2}, "blocks=2 with columns=2 is not possible.*at most 1 blocks"),
+        ({"topology": "brickwall", "columns": 5, "blocks": 4}, "at most 3 blocks"),
+        ({"topology": "lowrank", "terms": 2}, "terms=2 needs a tree or a brick wall; topology='lowrank'"),
+        ({"topology": "frozen", "gate": True}, "gate=True needs a tree or a brick wall; topology='frozen'"),
+        ({"topology": "mera", "subspace_dim": 3}, "subspace_dim=3 needs topology='subspace', not 'mera'"),
+        ({"topology": "brickwall", "boundary_layers": 2}, "boundary_layers=2 needs topology='attn', not 'brickwall'"),
+        ({"gate": "yes"}, "gate='yes' is neither True nor False"),
+    ],
+    ids=str,
+)
+def test_a_combination_that_is_none_is_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        GeneratorConfig(**options)
+
+
+@pytest.mark.parametrize(
+    "shape, options, words",
+    [
+        ((5, 5, 3, 3), {"order": "flat", "kernel_radix": 3}, "kernel_radix=3; use order='blocked'"),
+        ((4, 4, 5), {"order": "flat", "kernel_radix": 3}, "kernel_radix=3; use order='blocked'"),
+        ((1, 1), {"topology": "brickwall"}, "single mode"),
+        ((1, 2), {"topology": "brickwall"}, "single mode"),
+        ((1, 2), {"topology": "brickwall", "groups": 1, "columns": 3}, "single mode"),
+    ],
+    ids=str,
+)
+def test_a_combination_that_a_shape_does_not_allow_is_refused(
+    shape: tuple[int, ...], options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises((ConfigError, ShapeError), match=words):
+        Generator(shape, GeneratorConfig(**options), device="meta")
 
 
 @pytest.mark.parametrize("version", [CONFIG_VERSION + 1, 10**9])

@@ -8,8 +8,9 @@ adntn.save(model, "model.safetensors")
 
 from __future__ import annotations
 
-from adntn import nn
+from adntn import adjoint, nn
 from adntn._version import __version__
+from adntn.activations import register_activation
 from adntn.checkpoint import load, save
 from adntn.compress import cached, compress_, materialize
 from adntn.describe import CompressionReport, describe
@@ -45,6 +46,7 @@ __all__ = [
     "Health",
     "ShapeError",
     "__version__",
+    "adjoint",
     "cached",
     "compress_",
     "cut_bound",
@@ -56,6 +58,7 @@ __all__ = [
     "load",
     "materialize",
     "nn",
+    "register_activation",
     "save",
     "stable_rank",
 ]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from adntn.contraction import Activate, Contraction, Cores, Factors
-from adntn.initialize import default_std, initial_values
+from adntn.initialize import calibration, default_std, initial_values
 from adntn.tensorize import IN, KERNEL, OUT
 from adntn.topology import BASELINES, Blueprint
 
@@ -28,9 +28,11 @@ class Baseline(ABC):
     Attributes:
         blueprint: what it makes.
         ranks: the sizes r and r' of its factors, or None where it has none.
+        degree: trained numbers that are multiplied with each other in an entry of the weight.
     """
 
     ranks: tuple[int, int] | None = None
+    degree: int = 1
 
     def __init__(self, blueprint: Blueprint) -> None:
         self.blueprint = blueprint
@@ -51,17 +53,26 @@ class Baseline(ABC):
         out, columns = self.blueprint.shape[0], math.prod(self.blueprint.shape[1:])
         return min(out, columns)
 
-    @abstractmethod
-    def initial_values(self, std: float) -> dict[str, Tensor]:
-        """Draw parameters such that the weight has about this deviation; float64, on the CPU."""
+    def draw(self, shape: tuple[int, ...]) -> Tensor:
+        """Return a parameter of this shape before calibration, float64, on the CPU."""
+        return torch.randn(shape, dtype=torch.float64, device="cpu")
 
-    def _normal(self, name: str, std: float) -> Tensor:
-        shape = self.blueprint.parameter_shapes[name]
-        return std * torch.randn(shape, dtype=torch.float64, device="cpu")
+    def initial_values(self, std: float, buffers: Cores) -> dict[str, Tensor]:
+        """Draw parameters, normal, and scale them until the weight has this deviation; float64, on the CPU."""
+        values = {name: self.draw(shape) for name, shape in self.blueprint.parameter_shapes.items()}
+        groups = self.blueprint.config.groups
+        # A product of many Gaussian numbers is anything but Gaussian, so the deviation is set, not hoped for.
+        scale = calibration(self.weight({**values, **buffers}).reshape(groups, -1), std) ** (1 / self.degree)
+        return {
+            name: (value.unflatten(0, (groups, -1)) * scale.view(-1, *(1,) * value.ndim)).flatten(0, 1)
+            for name, value in values.items()
+        }
 
 
 class LowRank(Baseline):
     """W = left @ right^T in every group, of rank ``bond_dim``."""
+
+    degree = 2
 
     def __init__(self, blueprint: Blueprint) -> None:
         super().__init__(blueprint)
@@ -83,10 +94,6 @@ class LowRank(Baseline):
         groups, rank = self.blueprint.config.groups, self.blueprint.config.chi
         return min(super().rank_bound(), groups * min(rank, self.blueprint.shape[0] // groups))
 
-    def initial_values(self, std: float) -> dict[str, Tensor]:
-        each = (std / math.sqrt(self.blueprint.config.chi)) ** 0.5
-        return {name: self._normal(name, each) for name in ("left", "right")}
-
 
 class TensorTrain(Baseline):
     """A quantised tensor train: one core a mode, neighbours joined by bonds of size ``bond_dim`` (Eq. 7)."""
@@ -96,6 +103,7 @@ class TensorTrain(Baseline):
         t = blueprint.tensorization
         axes = [mode.axis for mode in t.modes]
         plain = all(t.digit_permutation(axis) is None for axis in range(len(t.axes)))
+        self.degree = len(t.modes)
         self.splits = t.splits_axes and axes == sorted(axes) and plain
         if self.splits:
             outer = self._bond(axes.count(OUT))
@@ -153,15 +161,6 @@ class TensorTrain(Baseline):
         groups = self.blueprint.config.groups
         return min(super().rank_bound(), groups * min(self.ranks[0], self.blueprint.shape[0] // groups))
 
-    def initial_values(self, std: float) -> dict[str, Tensor]:
-        bonds, cores = self.blueprint.config.chi ** (len(self.blueprint.tensorization.modes) - 1), 0
-        cores = sum(stack.count for stack in self.blueprint.chain)
-        each = (std / math.sqrt(bonds)) ** (1 / cores)
-        values = {stack.name: self._normal(stack.name, each) for stack in self.blueprint.chain}
-        # A product of many Gaussian numbers is anything but Gaussian, so the deviation is set, not hoped for.
-        scale = (std / self.weight(values).std(correction=0).clamp_min(1e-30)) ** (1 / cores)
-        return {name: value * scale for name, value in values.items()}
-
 
 def _chain(cores: list[Tensor]) -> Tensor:  # shapes: (groups, left, size, right), bonds matching -> the same
     """Return neighbouring cores as one, joined in pairs."""
@@ -180,12 +179,9 @@ class Subspace(Baseline):
     def weight(self, parameters: Cores) -> Tensor:
         coordinates = parameters["coordinates"]
         hashed = _hash_entries(self.blueprint, parameters["seed"])
-        place = (hashed & ((1 << 62) - 1)) % coordinates.shape[1]
-        made = coordinates.gather(1, place) * torch.where(hashed < 0, -1.0, 1.0).to(coordinates.dtype)
+        sign = 1 - 2 * (hashed & 1).to(coordinates.dtype)
+        made = coordinates.gather(1, (hashed >> 1) % coordinates.shape[1]) * sign
         return made.reshape(self.blueprint.shape)
-
-    def initial_values(self, std: float) -> dict[str, Tensor]:
-        return {"coordinates": self._normal("coordinates", std)}
 
 
 class Frozen(Baseline):
@@ -194,29 +190,30 @@ class Frozen(Baseline):
     def weight(self, parameters: Cores) -> Tensor:
         scale = parameters["scale"]
         hashed = _hash_entries(self.blueprint, parameters["seed"])
-        uniform = _shift(hashed, 11).to(torch.promote_types(scale.dtype, torch.float32)) / (1 << 52) - 1.0
+        uniform = hashed.to(scale.dtype) / (1 << 31) - 1.0
         return (scale * math.sqrt(3.0) * uniform).reshape(self.blueprint.shape)
 
-    def initial_values(self, std: float) -> dict[str, Tensor]:
-        return {"scale": torch.full(self.blueprint.parameter_shapes["scale"], std, dtype=torch.float64, device="cpu")}
+    def draw(self, shape: tuple[int, ...]) -> Tensor:
+        return torch.ones(shape, dtype=torch.float64, device="cpu")
+
+
+_WORD = (1 << 32) - 1
 
 
 def _hash_entries(blueprint: Blueprint, seed: Tensor) -> Tensor:
-    """Return 64 random bits for every entry, shape ``(groups, entries)``: splitmix64 of its place and the seed."""
-    index = torch.arange(blueprint.size, device=seed.device)
-    z = index * _signed(0x9E3779B97F4A7C15) + seed
-    z = (z ^ _shift(z, 30)) * _signed(0xBF58476D1CE4E5B9)
-    z = (z ^ _shift(z, 27)) * _signed(0x94D049BB133111EB)
-    return (z ^ _shift(z, 31)).view(blueprint.config.groups, -1)
+    """Return 32 random bits for every entry, made of its place and the seed, shape ``(groups, entries)``."""
+    place = torch.arange(blueprint.size, device=seed.device)
+    mixed = _mix((place & _WORD) ^ (seed & _WORD))
+    return _mix(mixed ^ (place >> 32) ^ (seed >> 32 & _WORD)).view(blueprint.config.groups, -1)
 
 
-def _signed(number: int) -> int:
-    return number - (1 << 64)
-
-
-def _shift(z: Tensor, bits: int) -> Tensor:
-    # torch shifts a sign bit in, which splitmix64 does not.
-    return (z >> bits) & ((1 << (64 - bits)) - 1)
+def _mix(x: Tensor) -> Tensor:
+    """Return C. Wellons' hash ``lowbias32`` of 32 bits kept in 64."""
+    # No product leaves 64 bits. Where one does, compiled code is undefined: a place times a large number let gcc drop
+    # the end of the loop over the places.
+    x = (x ^ (x >> 16)) * 0x7FEB352D & _WORD
+    x = (x ^ (x >> 15)) * (0x846CA68B - (1 << 32)) & _WORD
+    return x ^ (x >> 16)
 
 
 Network = Contraction | Baseline
@@ -235,8 +232,15 @@ def network(blueprint: Blueprint) -> Network:
     return _BASELINES[topology](blueprint) if topology in BASELINES else Contraction(blueprint)
 
 
-def draw_network(made: Network, activate: Activate, *, std: float | None) -> dict[str, Tensor]:
-    """Draw a network's parameters, calibrated; float64, on the CPU. ``std`` as in :func:`initial_values`."""
+def draw_network(made: Network, activate: Activate, buffers: Cores, *, std: float | None) -> dict[str, Tensor]:
+    """Draw a network's parameters, calibrated; float64, on the CPU.
+
+    Args:
+        made: the network.
+        activate: as in :func:`initial_values`.
+        buffers: by name, on the CPU: the seed of a random projection.
+        std: the weight's deviation; None means :func:`default_std` of its shape.
+    """
     if isinstance(made, Contraction):
         return initial_values(made, activate, std=std)
-    return made.initial_values(default_std(made.blueprint.shape) if std is None else std)
+    return made.initial_values(default_std(made.blueprint.shape) if std is None else std, buffers)

@@ -1,40 +1,26 @@
-"""Saving and loading: safetensors with the configs in the header, nothing unpickled, nothing half-written.
-
-A file holds every tensor of the model's ``state_dict``; what several names share is stored once. Its header says
-which layers are generated and how, and carries a digest over all of it, so that a changed file is refused instead of
-loaded.
-"""
+"""Saving and loading: safetensors with the configs in the header, nothing unpickled, nothing half-written."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
+import copy
 import os
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from adntn.describe import generated_layers, plain_name
-from adntn.errors import AdntnError, CheckpointError, ConfigError, ShapeError
-from adntn.execution.plan import EXECUTIONS, choose
-from adntn.nn import GENERATED, GeneratedLayer
-from adntn.nn._generated import dense_weight
-from adntn.targets import compiled_alone, held_by_optimizer, obstacle
-from adntn.topology import Blueprint, GeneratorConfig
+from adntn.describe import generated_weights, plain_name
+from adntn.errors import CheckpointError, CompressionError, ConfigError, ShapeError
+from adntn.exchange import Wanted, build, put_in_place
+from adntn.nn import GeneratedWeight
+from adntn.savefile import FORMAT_VERSION, Content, Entry, read, write, writing
+from adntn.targets import Place, Places, compiled_alone, find_places, held_by_optimizer
+from adntn.topology import Blueprint
 
-__all__ = ["FORMAT_VERSION", "load", "save"]
-
-FORMAT_VERSION = 1
-_HEADER = "adntn"
-_DIGEST = "adntn.sha256"
+__all__ = ["FORMAT_VERSION", "load", "save", "writing"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -61,59 +47,13 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     """
     path = Path(path)
     tensors, aliases = _tensors(model)
-    layers = [_Layer.of(name, layer) for name, layer in generated_layers(model).items()]
-    first_by_generator: dict[int, str] = {}
-    for name, layer in generated_layers(model).items():
-        first_by_generator.setdefault(id(layer._network), name)
-    shared = {
-        name: first_by_generator[id(layer._network)]
-        for name, layer in generated_layers(model).items()
-        if first_by_generator[id(layer._network)] != name
-    }
-    header = json.dumps(
-        {
-            "format": FORMAT_VERSION,
-            "layers": {layer.name: layer.to_dict() for layer in layers},
-            "shared": shared,
-            "aliases": aliases,
-        },
-        sort_keys=True,
-    )
-    metadata = {"format": "pt", _HEADER: header, _DIGEST: _digest(header, tensors)}
-    with writing(path) as temporary:
-        save_file(tensors, temporary, metadata)
+    generated = generated_weights(model)
+    first: dict[int, str] = {}
+    for name, weight in generated.items():
+        first.setdefault(id(weight._network), name)
+    shared = {name: owner for name, weight in generated.items() if (owner := first[id(weight._network)]) != name}
+    write(path, Content({n: Entry.of(n, weight) for n, weight in generated.items()}, shared, aliases, tensors))
     return path
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[Path]:
-    """Give a temporary path to write to, and rename it to ``path`` when the block ends well.
-
-    Raises:
-        CheckpointError: the file cannot be written; what stood under ``path`` before still stands.
-    """
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        os.close(handle)
-    except OSError as error:
-        raise CheckpointError(f"cannot write {path}: {error.strerror or error}.") from error
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot write {path}: {error}. What stood there before is untouched.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
 
 
 def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -156,47 +96,6 @@ def _finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(tensor if tensor.element_size() > 1 else tensor.float()).all())
 
 
-def _digest(header: str, tensors: Mapping[str, Tensor]) -> str:
-    sha = hashlib.sha256(header.encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        sha.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        if tensor.numel():
-            sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return sha.hexdigest()
-
-
-# --- what the header says of a layer --------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Layer:
-    name: str
-    kind: str
-    shape: tuple[int, ...]
-    config: GeneratorConfig
-    execution: str
-
-    @classmethod
-    def of(cls, name: str, layer: GeneratedLayer) -> _Layer:
-        return cls(name, layer.dense_type.__name__, layer.blueprint.shape, layer.config, layer.execution)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "kind": self.kind,
-            "shape": list(self.shape),
-            "config": self.config.to_dict(),
-            "execution": self.execution,
-        }
-
-    @classmethod
-    def from_dict(cls, name: str, values: Mapping[str, Any]) -> _Layer:
-        kind, shape, execution = values["kind"], values["shape"], values["execution"]
-        if not all(type(n) is int for n in shape) or execution not in EXECUTIONS:
-            raise CheckpointError(f"the entry of {name!r} is not one that this library writes.")
-        return cls(name, kind, tuple(shape), GeneratorConfig.from_dict(values["config"]), execution)
-
-
 # --- reading --------------------------------------------------------------------------------------------------------
 
 
@@ -220,137 +119,97 @@ def load(model: Model, path: str | os.PathLike[str]) -> Model:
         >>> model = adntn.load(build_model(), "model.safetensors")
     """
     path = Path(path)
-    content = _read(path)
-    modules = {plain_name(name): module for name, module in model.named_modules(remove_duplicate=False)}
+    content = read(path)
+    generated = generated_weights(model)
     try:
-        for layer in content.layers.values():
-            _check_layer(path, layer, modules)
-        _check_places(path, content, model, modules)
-        _check_tensors(path, content, model, modules)
-        new = _new_layers(content, modules)
-    except (ConfigError, ShapeError) as error:
-        raise CheckpointError(f"{path}: {error}") from None
-    for parent in list(model.modules()):
-        for attribute, child in list(parent._modules.items()):
-            if child is not None and id(child) in new:
-                setattr(parent, attribute, new[id(child)])
+        wanted = _wanted(path, content, generated, model)
+        _check_places(path, wanted, model)
+        _check_tensors(path, content, model, wanted)
+        put_in_place(build(wanted, generated))
+    except (ConfigError, ShapeError, CompressionError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
     with torch.no_grad():
         for full, tensor in model.state_dict(keep_vars=True).items():
             name = plain_name(full)
             tensor.copy_(content.tensors[content.aliases.get(name, name)])
-    for name, layer in content.layers.items():
-        module = modules[name]
-        if isinstance(module, GeneratedLayer):
-            module.execution = layer.execution
+    for name, entry in content.entries.items():
+        if name in generated:
+            generated[name].execution = entry.execution
     return model
 
 
-@dataclass(frozen=True)
-class _Content:
-    layers: dict[str, _Layer]
-    shared: dict[str, str]
-    aliases: dict[str, str]
-    tensors: dict[str, Tensor]
-
-
-def _read(path: Path) -> _Content:
-    if not path.is_file():
-        raise CheckpointError(f"there is no file {path}.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
-    except (
-        SafetensorError,
-        OSError,
-        ValueError,
-        RuntimeError,
-        TypeError,
-        KeyError,
-        UnicodeError,
-        OverflowError,
-    ) as error:
-        raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from None
-    header, digest = metadata.get(_HEADER), metadata.get(_DIGEST)
-    if header is None or digest is None:
-        raise CheckpointError(
-            f"{path} is a safetensors file, but not one that adntn.save wrote: its header names no generators."
-        )
-    version = _version(path, header)
-    if version > FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path} has format {version}, newer than the {FORMAT_VERSION} that this adntn knows; upgrade adntn."
-        )
-    if digest != _digest(header, tensors):
-        raise CheckpointError(
-            f"{path} was changed after it was written: its digest does not match. Take another copy of it."
-        )
-    try:
-        values = json.loads(header)
-        layers = {name: _Layer.from_dict(name, entry) for name, entry in values["layers"].items()}
-        content = _Content(layers, dict(values["shared"]), dict(values["aliases"]), tensors)
-        for name, owner in content.shared.items():
-            one, other = layers[name], layers[owner]
-            if owner in content.shared or (one.shape, one.config) != (other.shape, other.config):
-                raise ValueError(f"{name!r} cannot share the generator of {owner!r}")
-        for name, owner in content.aliases.items():
-            if name in tensors or owner not in tensors:
-                raise ValueError(f"{name!r} cannot stand for {owner!r}")
-    except AdntnError as error:
-        raise CheckpointError(f"{path}: {error}") from None
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path} has a header that this library did not write: {error!r}.") from None
-    return content
-
-
-def _version(path: Path, header: str) -> int:
-    try:
-        version = json.loads(header)["format"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        version = None
-    if type(version) is not int or version < 1:
-        raise CheckpointError(f"{path} has a header that this library did not write.")
-    return version
-
-
-def _check_layer(path: Path, layer: _Layer, modules: Mapping[str, nn.Module]) -> None:
-    module = modules.get(layer.name)
-    if module is None:
-        raise CheckpointError(f"{path} has a generated layer {layer.name!r}, and the model has no module of that name.")
-    if isinstance(module, GeneratedLayer):
-        if (module.blueprint.shape, module.config) != (layer.shape, layer.config):
+def _wanted(path: Path, content: Content, generated: Mapping[str, GeneratedWeight], model: nn.Module) -> list[Wanted]:
+    """Return what has to be generated in the model, after a comparison with what is."""
+    places = find_places(model)
+    wanted: list[Wanted] = []
+    for name, entry in content.entries.items():
+        if name in generated:
+            _check_generated(path, entry, generated[name])
+            continue
+        place, key = _find(path, entry, places, model)
+        why = place.find_obstacle(values=False)  # the values are about to go
+        if why is not None:
+            raise CheckpointError(f"{path} has a generated layer {name!r}, which cannot be one in this model: {why}.")
+        kind = "parameter" if place.parameter else type(place.module).__name__
+        weight = place.weights.get(key)
+        shape = None if weight is None else tuple(weight.shape)
+        if (kind, shape) != (entry.kind, entry.own_shape):
             raise CheckpointError(
-                f"{path}: {layer.name!r} is generated with shape {layer.shape} and {layer.config} in the file, "
-                f"with shape {module.blueprint.shape} and {module.config} in the model."
+                f"{path}: {name!r} is a {entry.kind} with a weight of shape {entry.own_shape} in the file, a {kind} "
+                f"with {shape} in the model."
             )
-        choose(layer.execution, module, splits_input=getattr(module, "groups", 1) > 1)
-        return
-    why = obstacle(module)
-    # The weight's values are about to go, so they need not be finite.
-    if why is not None and "NaN" not in why:
-        raise CheckpointError(f"{path} has a generated layer {layer.name!r}, which cannot be one in this model: {why}.")
-    if type(module).__name__ != layer.kind or tuple(dense_weight(module).shape) != layer.shape:
+        source = content.shared.get(name, name)
+        wanted.append(Wanted(name, place, key, entry.config, entry.execution, source, entry.shape, entry.rows))
+    for each in wanted:
+        missing = set(each.place.weights) - {other.weight for other in wanted if other.place is each.place}
+        if missing:
+            raise CheckpointError(f"{path} has no generator for {min(missing)!r} beside {each.name!r}.")
+    return wanted
+
+
+def _check_generated(path: Path, entry: Entry, weight: GeneratedWeight) -> None:
+    here = Entry.of(entry.name, weight)
+    if (here.shape, here.rows, here.config) != (entry.shape, entry.rows, entry.config):
         raise CheckpointError(
-            f"{path}: {layer.name!r} is a {layer.kind} with a weight of shape {layer.shape} in the file, "
-            f"a {type(module).__name__} with {tuple(dense_weight(module).shape)} in the model."
+            f"{path}: {entry.name!r} is generated with shape {_rows(entry)} and {entry.config} in the file, "
+            f"with shape {_rows(here)} and {here.config} in the model."
         )
+    copy.copy(weight).execution = entry.execution  # raises where that is impossible
 
 
-def _check_places(path: Path, content: _Content, model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
+def _rows(entry: Entry) -> str:
+    return str(entry.shape) if entry.rows is None else f"{entry.own_shape}, rows {entry.rows} of {entry.shape},"
+
+
+def _find(path: Path, entry: Entry, places: Places, model: nn.Module) -> tuple[Place, str]:
+    """Return the place in a model that a file's generated weight belongs to, and its name in the place's module."""
+    module, _, key = entry.name.rpartition(".")
+    if entry.kind == "parameter":
+        place = places.parameters.get(entry.name)
+    else:
+        module, key = (module, key) if entry.kind == "MultiheadAttention" else (entry.name, "weight")
+        place = places.layers.get(module)
+        if not module:
+            raise CheckpointError(
+                f"{path} holds a single generated layer, and a {type(getattr(model, '_orig_mod', model)).__name__} on "
+                "its own has no place to put it; load it into the class of adntn.nn."
+            )
+    if place is None:
+        raise CheckpointError(
+            f"{path} has a generated layer {entry.name!r}, and the model has no module of that name, nor a parameter."
+        )
+    return place, key
+
+
+def _check_places(path: Path, wanted: Sequence[Wanted], model: nn.Module) -> None:
     """Refuse where putting other layers in place would change nothing, or too little."""
-    dense = {name: modules[name] for name in content.layers if not isinstance(modules[name], GeneratedLayer)}
     compiled = compiled_alone(model)
-    for name, module in dense.items():
-        if module is getattr(model, "_orig_mod", model):
+    for each in wanted:
+        if id(each.place.module) in compiled:
             raise CheckpointError(
-                f"{path} holds a single generated layer, and a {type(module).__name__} on its own has no place to put "
-                "it; load it into the class of adntn.nn."
+                f"{path}: {each.name!r} is compiled on its own already; load the file first, then torch.compile."
             )
-        if id(module) in compiled:
-            raise CheckpointError(
-                f"{path}: {name!r} is compiled on its own already; load the file first, then torch.compile."
-            )
-    why = held_by_optimizer({id(dense_weight(module)): name for name, module in dense.items()})
+    why = held_by_optimizer({id(each.place.weights[each.weight]): each.name for each in wanted})
     if why is not None:
         raise CheckpointError(f"{path}: {why}. Load the file first, then build the optimiser.")
 
@@ -365,7 +224,7 @@ class _Expected:
     identity: object
 
 
-def _check_tensors(path: Path, content: _Content, model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
+def _check_tensors(path: Path, content: Content, model: nn.Module, wanted: Sequence[Wanted]) -> None:
     """Compare the file's tensors with those that the model will have, before anything is changed."""
     parameters = {plain_name(name) for name, _ in model.named_parameters(remove_duplicate=False)}
     expected: dict[str, _Expected] = {}
@@ -375,16 +234,19 @@ def _check_tensors(path: Path, content: _Content, model: nn.Module, modules: Map
         expected[name] = _Expected(tuple(tensor.shape), tensor.dtype, name in parameters, id(tensor))
         if tensor.is_meta:
             problems.append(f"{name} is on the meta device in the model (call model.to_empty(device=...) first)")
-    layers = {id(modules[name]): layer for name, layer in content.layers.items()}
-    for name, module in modules.items():
-        if id(module) in layers and not isinstance(module, GeneratedLayer):
-            expected.pop(f"{name}.weight", None)
-            layer, dtype = layers[id(module)], dense_weight(module).dtype
-            blueprint = Blueprint(layer.shape, layer.config)
+    names: dict[int, list[str]] = {}
+    for full, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(id(module), []).append(plain_name(full))
+    for each in wanted:
+        dtype = each.place.weights[each.weight].dtype
+        blueprint = Blueprint(each.whole, each.config)
+        for name in names[id(each.place.module)]:
+            start = f"{name}." if name else ""
+            expected.pop(start + each.weight, None)
             for key, shape in blueprint.parameter_shapes.items():
-                expected[f"{name}.{key}"] = _Expected(shape, dtype, True, (id(module), key))
+                expected[start + each.prefix + key] = _Expected(shape, dtype, True, (each.source, key))
             for key, shape in blueprint.buffer_shapes.items():
-                expected[f"{name}.{key}"] = _Expected(shape, torch.int64, False, (id(module), key))
+                expected[start + each.prefix + key] = _Expected(shape, torch.int64, False, (each.source, key))
 
     found = dict(content.tensors)
     found.update({name: content.tensors[owner] for name, owner in content.aliases.items()})
@@ -411,19 +273,3 @@ def _check_tensors(path: Path, content: _Content, model: nn.Module, modules: Map
 
 def _same(one: Tensor, other: Tensor) -> bool:
     return one is other or (one.dtype == other.dtype and torch.equal(one, other))
-
-
-def _new_layers(content: _Content, modules: Mapping[str, nn.Module]) -> dict[int, GeneratedLayer]:
-    """Return the layer for each dense module, by its id, that the file has a generated one for."""
-    made: dict[str, GeneratedLayer] = {}
-    new: dict[int, GeneratedLayer] = {}
-    for name in sorted(content.layers, key=content.shared.__contains__):  # first those that others share with
-        layer, module = content.layers[name], modules[name]
-        if isinstance(module, GeneratedLayer):
-            made[name] = module
-            continue
-        owner = content.shared.get(name)
-        made[name] = new[id(module)] = GENERATED[type(module)].from_dense(
-            module, layer.config, share=made[owner] if owner else None, execution=layer.execution
-        )
-    return new

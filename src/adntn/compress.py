@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
 
-from adntn.describe import CompressionReport, describe, generated_layers, with_fits
-from adntn.errors import CompressionError, ConfigError, ShapeError, check_choice
+from adntn.baselines import Network
+from adntn.describe import CompressionReport, describe, generated_weights
+from adntn.errors import CompressionError, ConfigError, check_choice
+from adntn.exchange import Wanted, build, generators_of, put_in_place, to_plain
 from adntn.execution.cache import keeping
 from adntn.fit import FitOptions, FitReport, fit_
-from adntn.nn import GENERATED, GeneratedLayer
-from adntn.nn._generated import dense_weight
+from adntn.generator import GeneratorModule
+from adntn.sharing import find_groups
 from adntn.targets import (
     Place,
-    choose_layers,
+    choose_places,
     compiled_alone,
     find_places,
     held_by_optimizer,
-    is_compiled_wrapper,
     listing,
     refuse_broken_ties,
     refuse_wrapped,
@@ -40,6 +41,7 @@ def compress_(
     *,
     ignore: str | Sequence[str] = (),
     overrides: Mapping[str, GeneratorConfig] | None = None,
+    shared: Sequence[Sequence[str]] = (),
     init: str = "random",
     fit: FitOptions | None = None,
     progress: bool | None = None,
@@ -55,9 +57,18 @@ def compress_(
             or one with compiled parts, is seen through.
         config: of the generators; None means the default config.
         targets: names of layers, or ``"re:"`` and a pattern that a whole name must match. A name must be there and
-            possible; a pattern passes over what cannot be generated, but must match something that can.
-        ignore: names or patterns to leave out again.
+            possible; a pattern passes over what cannot be generated, but must match something that can. An attention
+            brings its ``out_proj`` along. Any other parameter of two axes or more can be generated too, by its own name
+            (``"rnn.weight_hh_l0"``) or by a pattern that matches the name of no module; its module then cannot be
+            pickled whole any more, only its ``state_dict``, and it starts with the deviation that it had.
+        ignore: names or patterns to leave out again; the name of a module stands for its own parameters too.
         overrides: other configs for some names or patterns; a later entry wins.
+        shared: groups of layers, each of which has one generator that makes their weights one below the other (paper,
+            Eq. 6). ``("q_proj", "k_proj", "v_proj")`` is found in every parent module that has all of these; names that
+            are full names of layers are taken as such; ``"re:"`` and a pattern stand for the layers of a parent whose
+            full names it matches. All must be targets, with equal ``in_features``; biases stay their own. The
+            ``state_dict`` has the generator under each of their names, as torch has tied weights; :func:`adntn.save`
+            stores it once. In an attention ``("in_proj_weight", "out_proj")`` makes all four projections one.
         init: ``"random"`` draws and calibrates (paper, Section 3.5); the dense weight's values are not used. ``"fit"``
             then fits each generator to its layer's weight (:func:`adntn.fit_`), and the report says how near it came.
         fit: how to fit; None means the defaults.
@@ -89,69 +100,83 @@ def compress_(
         raise ConfigError(f"fit={fit!r} needs init='fit', not init={init!r}.")
     refuse_wrapped(model)
     places = find_places(model)
-    names = choose_layers(places, targets, "targets", must_work=True)
-    if not names:
+    chosen = {place.name: place for place in choose_places(places, targets, "targets", must_work=True)}
+    if not chosen:
         raise CompressionError("targets is empty, so there is nothing to compress.")
-    left_out = set(choose_layers(places, ignore, "ignore", must_work=False))
-    chosen = {name: config for name in names if name not in left_out}
+    left_out = {(id(p.module), p.parameter) for p in choose_places(places, ignore, "ignore", must_work=False)}
+    for name, place in list(chosen.items()):
+        if {(id(place.module), None), (id(place.module), place.parameter)} & left_out:
+            del chosen[name]
+    configs = dict.fromkeys(chosen, config)
     for pattern, other in (overrides or {}).items():
-        for name in choose_layers(places, pattern, "overrides", must_work=True):
-            if name in chosen:
-                chosen[name] = other
-            elif not pattern.startswith("re:"):
-                raise CompressionError(f"overrides names {name!r}, which is not among the targets: {listing(chosen)}.")
+        found = [place.name for place in choose_places(places, pattern, "overrides", must_work=True)]
+        if not pattern.startswith("re:") and not any(name in chosen for name in found):
+            raise CompressionError(f"overrides names {found[0]!r}, which is not among the targets: {listing(chosen)}.")
+        configs.update((name, other) for name in found if name in chosen)
     if not chosen:
         raise CompressionError("nothing is left to compress: every target is in ignore as well.")
-    why = held_by_optimizer({id(dense_weight(places[name].module)): name for name in chosen})
+    why = held_by_optimizer({id(w): name for name, place in chosen.items() for w in place.weights.values()})
     if why is not None:
         raise CompressionError(f"{why}. Call compress_ first, then build the optimiser.")
     compiled = compiled_alone(model)
-    for name in chosen:
-        if id(places[name].module) in compiled:
+    for name, place in chosen.items():
+        if id(place.module) in compiled:
             raise CompressionError(
                 f"{name!r} is compiled on its own already; call compress_ first, then torch.compile."
             )
     refuse_broken_ties(model, places, chosen)
+    groups = find_groups(places, chosen, shared)
+    wanted = _wanted(chosen, configs, groups, execution)
+    generators = generators_of(wanted)
+    fits = _fit_all(wanted, generators, fit, progress) if init == "fit" else {}
+    put_in_place(build(wanted, generators))
+    return describe(model, fits)
 
-    new = _build(places, chosen, execution)
-    fits = _fit_all(places, new, fit, progress) if init == "fit" else {}
-    for name, layer in new.items():
-        for parent, attribute in places[name].parents:
-            setattr(parent, attribute, layer)
-    return with_fits(describe(model), fits)
 
-
-def _build(
-    places: Mapping[str, Place], chosen: Mapping[str, GeneratorConfig], execution: str
-) -> dict[str, GeneratedLayer]:
-    """Build every new layer before the model is touched; layers with one weight share root and cores."""
-    first: dict[int, str] = {}
-    new: dict[str, GeneratedLayer] = {}
-    for name, config in chosen.items():
-        dense = places[name].module
-        owner = first.setdefault(id(dense_weight(dense)), name)
-        if chosen[owner] != config:
-            raise CompressionError(f"{owner!r} and {name!r} share one weight, so they need one config.")
-        kind = GENERATED[type(dense)]
-        try:
-            new[name] = kind.from_dense(dense, config, share=new.get(owner), execution=execution)
-        except (ShapeError, ValueError, MemoryError) as error:
-            # The same type, so that callers can tell them apart, but saying which layer it was.
-            raise type(error)(f"{name!r}: {error}") from None
-    return new
+def _wanted(
+    chosen: Mapping[str, Place],
+    configs: Mapping[str, GeneratorConfig],
+    groups: Sequence[Sequence[Place]],
+    execution: str,
+) -> list[Wanted]:
+    """Return what is to be generated; places with one weight share a generator, and so do the places of a group."""
+    grouped: dict[int, tuple[Hashable, tuple[int, ...], tuple[int, int] | None]] = {}
+    for group in groups:
+        weights = [weight for place in group for weight in place.weights.values()]
+        whole, start = (sum(len(w) for w in weights), *weights[0].shape[1:]), 0
+        for weight in weights:
+            grouped[id(weight)] = (group[0].name, whole, (start, start + len(weight)))
+            start += len(weight)
+    wanted: list[Wanted] = []
+    first: dict[Hashable, str] = {}
+    for name, place in chosen.items():
+        for key, weight in place.weights.items():
+            alone = (id(weight), tuple(weight.shape), None)
+            source, whole, rows = grouped.get(id(weight), alone)
+            owner = first.setdefault(source, name)
+            if configs[owner] != configs[name]:
+                what = "share one weight" if rows is None else "are to share one generator"
+                raise CompressionError(f"{owner!r} and {name!r} {what}, so they need one config.")
+            wanted.append(Wanted(name, place, key, configs[name], execution, source, whole, rows))
+    return wanted
 
 
 def _fit_all(
-    places: Mapping[str, Place], new: Mapping[str, GeneratedLayer], options: FitOptions | None, progress: bool | None
-) -> dict[str, FitReport]:
-    """Fit every new generator to the dense weight that it replaces; those that are shared once."""
-    fits: dict[str, FitReport] = {}
-    done: dict[object, str] = {}
-    for name, layer in new.items():
-        owner = done.setdefault(layer._network, name)
+    wanted: Sequence[Wanted],
+    generators: Mapping[Hashable, GeneratorModule],
+    options: FitOptions | None,
+    progress: bool | None,
+) -> dict[Network, FitReport]:
+    """Fit every generator to the dense weights that it is to make."""
+    fits: dict[Network, FitReport] = {}
+    for source, generator in generators.items():
+        mine = {each.rows: each for each in wanted if each.source == source}
+        name = ", ".join(dict.fromkeys(each.name for each in mine.values()))
+        # Side by side, the rows of those who share are all rows.
+        ordered = sorted(mine.values(), key=lambda each: each.rows or (0, 0))
+        target = torch.cat([each.place.weights[each.weight].detach() for each in ordered])
         try:
-            target = dense_weight(places[name].module)
-            fits[name] = fits[owner] if owner in fits else fit_(layer, target, options, progress=progress, name=name)
+            fits[generator._network] = fit_(generator, target, options, progress=progress, name=name)
         except ConfigError as error:
             raise ConfigError(f"{name!r}: {error}") from None
     return fits
@@ -160,26 +185,10 @@ def _fit_all(
 def materialize(model: nn.Module) -> nn.Module:
     """Return a copy of a model with plain torch layers in place of generated ones, weights as they are now.
 
-    Layers that share a generator come out sharing one weight. The model itself is left as it is.
+    Layers that are tied come out sharing one weight, those that only share a generator each with its own. The model
+    itself is left as it is.
     """
-    dense = copy.deepcopy(model)
-    if isinstance(dense, GeneratedLayer):
-        return dense.to_dense()
-    plain: dict[int, nn.Module] = {}
-    weights: dict[int, nn.Parameter] = {}
-    for parent in list(dense.modules()):
-        for attribute, child in list(parent._modules.items()):
-            if not isinstance(child, GeneratedLayer):
-                continue
-            if id(child) not in plain:
-                layer = child.to_dense()
-                layer.register_parameter("bias", child.bias)  # of the copy already, and possibly shared
-                layer.register_parameter("weight", weights.setdefault(id(child._network), dense_weight(layer)))
-                plain[id(child)] = layer
-            setattr(parent, attribute, plain[id(child)])
-            if is_compiled_wrapper(parent):
-                parent.__setstate__(parent.__getstate__())  # else it goes on calling the layer it was made from
-    return dense
+    return to_plain(copy.deepcopy(model))
 
 
 @contextlib.contextmanager
@@ -195,5 +204,5 @@ def cached(model: nn.Module) -> Iterator[None]:
         ...     for x in batches:
         ...         y = model(x)
     """
-    with keeping(generated_layers(model).values()), torch.no_grad():
+    with keeping(generated_weights(model).values()), torch.no_grad():
         yield

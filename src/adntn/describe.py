@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import nn
 
+from adntn.baselines import Network
 from adntn.fit import FitReport
-from adntn.nn import GeneratedLayer
+from adntn.nn import GeneratedWeight
 
-__all__ = ["CompressionReport", "LayerReport", "describe", "generated_layers", "plain_name", "with_fits"]
+__all__ = ["CompressionReport", "LayerReport", "describe", "generated_weights", "plain_name"]
 
 _COMPILED = "_orig_mod."
 
@@ -20,9 +22,14 @@ def plain_name(name: str) -> str:
     return name.replace(_COMPILED, "").removesuffix(_COMPILED[:-1]).rstrip(".")
 
 
-def generated_layers(model: nn.Module) -> dict[str, GeneratedLayer]:
-    """Return a model's generated layers by name; a layer that stands in several places comes once."""
-    return {plain_name(name): m for name, m in model.named_modules() if isinstance(m, GeneratedLayer)}
+def generated_weights(model: nn.Module) -> dict[str, GeneratedWeight]:
+    """Return what is generated in a model; a module that stands in several places comes once.
+
+    A layer has its own name, and a weight that is one of several in its module, or is a parameter of a module without a
+    class of its own, that of the parameter in the plain model: ``"attn.in_proj_weight"``, ``"rnn.weight_ih_l0"``.
+    """
+    named = ((name, m) for name, m in model.named_modules() if isinstance(m, GeneratedWeight))
+    return {plain_name(m.dense_name(name)): m for name, m in named}
 
 
 @dataclass(frozen=True)
@@ -30,15 +37,16 @@ class LayerReport:
     """One generated layer.
 
     Attributes:
-        name: in the model.
-        kind: of the torch layer, as ``"Linear"``.
+        name: in the model; where a module has several weights, that of the parameter.
+        kind: of the torch layer, as ``"Linear"``; ``"parameter"`` for one of a module without a class of its own.
         shape: of the weight.
         topology: of the generator.
-        dense: numbers that the dense weight stores, P.
-        padded: entries that the trees make, P padded to powers of the radix.
+        dense: numbers that the dense weight stores, P; 0 for one that is tied to another's.
+        padded: entries that the trees make, P padded to powers of the radix; 0 for a layer that shares another's
+            generator.
         generated: numbers that are stored and trained instead; 0 for a layer that shares another's generator.
         dense_bytes: bytes of the dense weight.
-        generated_bytes: bytes of the generator's parameters.
+        generated_bytes: bytes of the generator's parameters, and of the seed of a random projection.
         rank_bound: the greatest rank that the weight can have.
         way: how the layer runs, ``"factored"`` or ``"dense"``.
         reason: why it runs so.
@@ -137,35 +145,37 @@ def _fit_cells(row: LayerReport) -> tuple[str, str, str]:
     return f"{row.fit.relative_error:.3f}", f"{row.fit.stable_rank:.1f}", f"{row.fit.target_stable_rank:.1f}"
 
 
-def with_fits(report: CompressionReport, fits: Mapping[str, FitReport]) -> CompressionReport:
-    """Return a report with what the fits of some of its layers reached, by name."""
-    return replace(report, layers=tuple(replace(row, fit=fits.get(row.name)) for row in report.layers))
+def describe(model: nn.Module, fits: Mapping[Network, FitReport] | None = None) -> CompressionReport:
+    """Describe a model's generated layers, its own size, and what both would be with dense layers.
 
-
-def describe(model: nn.Module) -> CompressionReport:
-    """Describe a model's generated layers, its own size, and what both would be with dense layers."""
+    Args:
+        model: with generated layers.
+        fits: what the fits of some generators reached, for their layers' rows.
+    """
     rows: list[LayerReport] = []
-    seen: set[int] = set()
-    for name, layer in generated_layers(model).items():
-        blueprint = layer.blueprint
-        first = id(layer._network) not in seen
-        seen.add(id(layer._network))
-        stored = layer.num_parameters if first else 0
+    roots: set[int] = set()
+    weights: set[object] = set()
+    for name, layer in generated_weights(model).items():
+        first, new = id(layer._network) not in roots, (id(layer._network), layer.rows) not in weights
+        roots.add(id(layer._network))
+        weights.add((id(layer._network), layer.rows))
+        stored, dense = layer.num_parameters if first else 0, math.prod(layer.shape) if new else 0
         item = layer.dtype.itemsize
         rows.append(
             LayerReport(
                 name=name,
-                kind=layer.dense_type.__name__,
-                shape=blueprint.shape,
+                kind=layer.kind,
+                shape=layer.shape,
                 topology=layer.config.topology,
-                dense=blueprint.size if first else 0,
-                padded=blueprint.tensorization.padded_size if first else 0,
+                dense=dense,
+                padded=layer.blueprint.tensorization.padded_size if first else 0,
                 generated=stored,
-                dense_bytes=blueprint.size * item if first else 0,
-                generated_bytes=stored * item,
+                dense_bytes=dense * item,
+                generated_bytes=stored * item + (8 * len(layer.blueprint.buffer_shapes) if first else 0),
                 rank_bound=layer.rank_bound(),
                 way=layer.way.name,
                 reason=layer.way.reason,
+                fit=(fits or {}).get(layer._network),
             )
         )
     # A lazy layer's parameters have no size yet.

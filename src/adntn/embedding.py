@@ -113,6 +113,9 @@ class Embedding:
         """
         made: dict[str, Tensor] = {}
         for name, shape in self.new.parameter_shapes.items():
+            if name.startswith("activation.") and old[name].shape == shape:
+                made[name] = old[name].to("cpu", torch.float64)
+                continue
             value = self._start(name, shape)
             if name in fresh:
                 value = self._with_new_trees(name, value, fresh[name].to("cpu", torch.float64))
@@ -224,6 +227,10 @@ def embed(old: Blueprint, new: Blueprint) -> Embedding | str:
         return Embedding(old, new, tuple(_baseline_patches(old, new)))
     if len(old.levels) != len(new.levels):
         return f"{len(new.levels)} blocks instead of {len(old.levels)} put activations where none were"
+    for name, shape in old.parameter_shapes.items():
+        by_tree = (b.trees, *shape[1:]) if shape[:1] == (a.trees,) else shape
+        if name.startswith("activation.") and new.parameter_shapes[name] not in (shape, by_tree):
+            return f"activation={a.activation!r} has other parameters for {b.trees} trees"
     patches = _state_patches(old, new)
     for before_level, after_level in zip(old.levels, new.levels, strict=True):
         found = _level_patches(before_level, after_level, gate=a.gate)
@@ -242,7 +249,10 @@ def _state_patches(old: Blueprint, new: Blueprint) -> list[_Patch]:
             modes = old.schedule[0]
             sizes = ((old.config.chi,) * modes, (new.config.chi,) * modes)
             patches.append(_Patch(name, 0, name, 0, _ONE, sizes, random=True))
-        elif name.startswith(("activation.", "gate.level.")) or name == "gate.term":
+        elif name.startswith("activation."):
+            if shape != new.parameter_shapes[name]:
+                patches.append(_Patch(name, 0, name, 0, _ONE, ((size,), (size,))))
+        elif name.startswith("gate.level.") or name == "gate.term":
             patches.append(_Patch(name, 0, name, 0, _ONE, ((size,), (size,))))
     return patches
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adntn.adjoint.reverse import full_precision
 from adntn.baselines import LowRank
 from adntn.contraction import Contraction
 from adntn.errors import ConfigError, ShapeError, nearest
@@ -159,7 +160,7 @@ def fit_(
     target = target.detach().to(scratch.device, scratch.dtype)
     if not bool(torch.isfinite(target).all()):
         raise ConfigError(f"the target of shape {tuple(target.shape)} has NaN or infinite entries.")
-    with module._full_precision(), torch.no_grad():
+    with full_precision(module.device), torch.no_grad():
         before = [parameter.detach().clone() for _, parameter in module.generator_parameters()]
         start_error = _or_infinity(relative_error(scratch(), target))
         fit = _Fit(scratch, target)

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast, get_args
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adntn.activations import PReLU, make_activation
+from adntn import activations
+from adntn.adjoint import function as adjoint_function
+from adntn.adjoint.equations import nonlinearity
+from adntn.adjoint.reverse import Reverse, full_precision
 from adntn.baselines import Network, draw_network, network
 from adntn.contraction import Contraction, Factors
-from adntn.errors import ConfigError, GeneratorTooLargeError
-from adntn.norms import normalize
+from adntn.errors import ConfigError, GeneratorTooLargeError, check_choice
 from adntn.topology import TREES, Blueprint, GeneratorConfig
 
-__all__ = ["Generator", "GeneratorModule"]
+__all__ = ["Backward", "Generator", "GeneratorModule"]
+
+Backward = Literal["autograd", "adjoint"]
 
 
 # The modules that are made of one and the same root and cores.
@@ -43,6 +47,7 @@ class GeneratorModule(nn.Module):
     activation: nn.ModuleDict
     _network: Network
     _paths: tuple[tuple[str, tuple[str, ...]], ...]
+    _backward: str = "autograd"
 
     def _grow(
         self,
@@ -67,7 +72,9 @@ class GeneratorModule(nn.Module):
             self.register_buffer(name, torch.empty(sizes, device=device, dtype=torch.int64))
         self.activation = nn.ModuleDict(
             {
-                str(level.number): make_activation(self.config.activation, self.config.trees).to(device, dtype)
+                str(level.number): activations.make_activation(self.config.activation, self.config.trees).to(
+                    device, dtype
+                )
                 for level in self.blueprint.levels[:-1]
             }
         )
@@ -85,11 +92,10 @@ class GeneratorModule(nn.Module):
     def _share(self, other: GeneratorModule) -> None:
         """Register another module's root and cores as this one's too, as torch does with tied weights."""
         self.blueprint, self.std = other.blueprint, other.std
-        self._paths = other._paths
+        self._paths, self._backward = other._paths, other._backward
         self._use(other._network)
-        for name in dict.fromkeys(
-            [*(path[0] for _, path in other._paths), *other.blueprint.buffer_shapes, "activation"]
-        ):
+        names = [path[0] for _, path in other._paths]
+        for name in dict.fromkeys([*names, *other.blueprint.buffer_shapes, "activation"]):
             part = getattr(other, name)
             if name in other._buffers:
                 self.register_buffer(name, part)
@@ -117,16 +123,22 @@ class GeneratorModule(nn.Module):
         kept = [list(registered) for registered in registers]
         for name in mine:
             delattr(self, name)
+        backward = self._backward
         GeneratorModule._share(self, other)
+        self._backward = backward if isinstance(self._network, Contraction) else "autograd"
         for names, registered in zip(kept, registers, strict=True):
             _keep_order(registered, names, mine)
 
-    def bare_copy(self) -> Generator:
-        """Return a generator of its own with the same root and cores: a layer's bias and hooks are left behind."""
+    def bare(self) -> Generator:
+        """Return a generator that shares root and cores: a layer's bias, hooks and rows are left behind."""
         bare = Generator.__new__(Generator)
         nn.Module.__init__(bare)
         GeneratorModule._share(bare, self)
-        return copy.deepcopy(bare).train(self.training)
+        return bare.train(self.training)
+
+    def bare_copy(self) -> Generator:
+        """Return a generator of its own with the same root and cores; see :meth:`bare`."""
+        return copy.deepcopy(self.bare())
 
     def generator_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield root, cores and the activations' numbers by name: all parameters but a layer's bias."""
@@ -197,15 +209,41 @@ class GeneratorModule(nn.Module):
 
     # --- what it makes ------------------------------------------------------------------------------------------
 
+    @property
+    def backward(self) -> str:
+        """How gradients are made: ``"autograd"``, or ``"adjoint"`` by the paper's equations (:mod:`adntn.adjoint`).
+
+        The latter keeps only the parameters for the backward pass and computes the states anew there, which costs time,
+        and for a large weight more memory while that pass runs (``docs/adjoint.md`` has the numbers). It is how the
+        module runs, not what it is: neither the config nor a ``state_dict`` has it. Forward-mode derivatives and
+        ``torch.compile`` take the ordinary path either way. Of :meth:`factors`, the way up to the hidden state is
+        taken back so; the small readout is autograd's.
+
+        Raises:
+            ConfigError: when set to something else, or to ``"adjoint"`` on a baseline, which has no levels.
+        """
+        return self._backward
+
+    @backward.setter
+    def backward(self, value: str) -> None:
+        check_choice("backward", value, get_args(Backward))
+        if value == "adjoint" and not isinstance(self._network, Contraction):
+            raise ConfigError(
+                f"backward='adjoint' needs levels; topology={self.config.topology!r} has none. Trees and the brick "
+                "wall have."
+            )
+        self._backward = value
+
     def generate(self) -> Tensor:
         """Return the weight, shape ``(out, in, *kernel)``."""
-        with self._full_precision():
-            parameters = self._parameters_by_name()
-            if isinstance(self._network, Contraction):
-                hidden = self._network.hidden(parameters, self._activate)
-                weight = self._network.weight(parameters, hidden)
+        with full_precision(self.device):
+            if not isinstance(self._network, Contraction):
+                weight = self._network.weight(self._parameters_by_name())
+            elif self._takes_adjoint():
+                weight = adjoint_function.run(Reverse(self._network, self.activation), "weight", self._tensors())
             else:
-                weight = self._network.weight(parameters)
+                parameters = self._parameters_by_name()
+                weight = self._network.weight(parameters, self._network.hidden(parameters, self._activate))
         return weight.to(self.dtype)
 
     def hidden(self) -> Tensor:
@@ -216,9 +254,13 @@ class GeneratorModule(nn.Module):
         """
         if not isinstance(self._network, Contraction):
             raise ConfigError(f"topology={self.config.topology!r} has no hidden state; trees and the brick wall have.")
-        with self._full_precision():
-            hidden = self._network.hidden(self._parameters_by_name(), self._activate)
-        return hidden.to(self.dtype)
+        with full_precision(self.device):
+            return self._hidden(self._network).to(self.dtype)
+
+    def _hidden(self, network: Contraction) -> Tensor:
+        if self._takes_adjoint() and network.hidden_plans:  # without hidden levels there is nothing to compute anew
+            return adjoint_function.run(Reverse(network, self.activation), "hidden", self._tensors())
+        return network.hidden(self._parameters_by_name(), self._activate)
 
     def factors(self) -> Factors | None:
         """Return A, C, B with ``W = A C B^T`` in every group, exactly, or None where the order has no split.
@@ -227,17 +269,33 @@ class GeneratorModule(nn.Module):
             A of shape ``(groups, out / groups, r)``, C of shape ``(groups, r, r', *kernel)``, B of shape ``(groups,
             in, r')``.
         """
-        with self._full_precision():
+        with full_precision(self.device):
             parameters = self._parameters_by_name()
             if isinstance(self._network, Contraction):
-                hidden = self._network.hidden(parameters, self._activate)
-                factors = self._network.factors(parameters, hidden)
+                factors = self._network.factors(parameters, self._hidden(self._network))
             else:
                 factors = self._network.factors(parameters)
         if factors is None:
             return None
         a, c, b = (factor.to(self.dtype) for factor in factors)
         return a, c, b
+
+    def factors_at(self, index: Tensor) -> Factors | None:
+        """Return the factors, but of A only the rows at an index into ``out``; a tree makes no other row.
+
+        Args:
+            index: whole numbers of any shape.
+
+        Returns:
+            Rows of A, shape ``(*index, r)``; C and B as :meth:`factors`. All in the precision in which they are made,
+            float32 at least.
+        """
+        with full_precision(self.device):
+            parameters = self._parameters_by_name()
+            if not isinstance(self._network, Contraction):
+                factors = self._network.factors(parameters)
+                return factors and (F.embedding(index, factors[0].flatten(0, 1)), *factors[1:])
+            return self._network.factors_at(parameters, self._hidden(self._network), index)
 
     @property
     def ranks(self) -> tuple[int, int] | None:
@@ -250,17 +308,17 @@ class GeneratorModule(nn.Module):
         named.update({name: getattr(self, name) for name in self.blueprint.buffer_shapes})
         return named
 
-    def _activate(self, number: int, z: Tensor) -> Tensor:
-        state: Tensor = self.activation[str(number)](z)
-        if self.config.gate:
-            state = z + self.get_core(f"gate.level.{number}").to(z.dtype) * (state - z)
-        return normalize(self.config.norm, state)
+    def _takes_adjoint(self) -> bool:
+        return self._backward == "adjoint" and adjoint_function.is_possible()
 
-    def _full_precision(self) -> contextlib.AbstractContextManager[Any]:
-        kind = self.device.type
-        if kind != "meta" and torch.is_autocast_enabled(kind):
-            return torch.autocast(kind, enabled=False)
-        return contextlib.nullcontext()
+    def _tensors(self) -> dict[str, Tensor]:
+        """Return all parameters as they are, the activations' too."""
+        return {name: self.get_core(name) for name, _ in self.generator_parameters()}
+
+    def _activate(self, number: int, z: Tensor) -> Tensor:
+        gate = self.get_core(f"gate.level.{number}") if self.config.gate else None
+        activation = functools.partial(activations.run, self.activation[str(number)])
+        return nonlinearity(activation, self.config.norm, gate, z)
 
     # --- initial values -----------------------------------------------------------------------------------------
 
@@ -268,8 +326,7 @@ class GeneratorModule(nn.Module):
     def draw_(self) -> None:
         """Draw root and cores anew from torch's global random state and calibrate them (paper, Section 3.5)."""
         for activation in self.activation.values():
-            if isinstance(activation, PReLU):
-                activation.reset_parameters()
+            activations.reset(activation, self.config.activation, self.config.trees)
         device = self.device
         if device.type == "meta":
             return  # as torch's own layers: call again after to_empty()
@@ -277,12 +334,13 @@ class GeneratorModule(nn.Module):
         for name in named:
             if name.startswith("gate.level."):
                 named[name].fill_(1.0)  # the calibration below runs through it
-        for name in self.blueprint.buffer_shapes:
-            getattr(self, name).copy_(torch.randint(1 << 62, (1,), device="cpu"))
-        with self._full_precision():
+        buffers = {name: torch.randint(1 << 62, (1,), device="cpu") for name in self.blueprint.buffer_shapes}
+        for name, value in buffers.items():
+            getattr(self, name).copy_(value)
+        with full_precision(self.device):
             # Drawn on the CPU so that a seed gives the same start on every device.
             activate = lambda number, z: self._activate(number, z.to(device)).to("cpu", torch.float64)  # noqa: E731
-            values = draw_network(self._network, activate, std=self.std)
+            values = draw_network(self._network, activate, buffers, std=self.std)
         for name, value in values.items():
             named[name].copy_(value)
 
@@ -300,10 +358,11 @@ class Generator(GeneratorModule):
             convolutional weight of this shape, ``1 / sqrt(3 * fan_in)``.
         device: of the parameters.
         dtype: of the parameters and of the weight.
+        backward: how gradients are made, ``"autograd"`` or ``"adjoint"``; see :attr:`backward`.
 
     Raises:
         ShapeError: the shape cannot be generated, or ``groups`` does not divide its rows.
-        ConfigError: an explicit order does not fit the shape.
+        ConfigError: an explicit order does not fit the shape, or a baseline is to run backwards by the adjoint.
         GeneratorTooLargeError: states and weight would not fit into memory.
 
     Example:
@@ -320,9 +379,11 @@ class Generator(GeneratorModule):
         std: float | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        backward: Backward = "autograd",
     ) -> None:
         super().__init__()
         self._grow(tuple(shape), config, std, device, dtype)
+        self.backward = backward
 
     def forward(self) -> Tensor:
         """Return the weight, shape ``(out, in, *kernel)``."""
@@ -356,8 +417,8 @@ def check_memory(blueprint: Blueprint, device: torch.device) -> None:
         GeneratorTooLargeError: the estimate from the schedule exceeds the free memory.
     """
     free = _free_memory(device)
-    # Calibration works in float64 on the CPU; on another device only the float32 pass counts.
-    needed = blueprint.peak_entries() * (8 if device.type == "cpu" else 4)
+    # Calibration works in float64 on the CPU; on another device only the float32 pass counts, or a hash's integers.
+    needed = blueprint.peak_entries() * (8 if device.type == "cpu" or blueprint.buffer_shapes else 4)
     if free is None or needed <= free:
         return
     c = blueprint.config
@@ -372,8 +433,15 @@ def check_memory(blueprint: Blueprint, device: torch.device) -> None:
             f"A smaller bond_dim, or bond_dim and radix raised together (radix={c.chi} has fewer modes), or groups of "
             "a small bond_dim need less."
         )
+    elif c.topology == "brickwall":
+        states = (
+            f"keeps the state of each of {c.num_blocks} block(s) and {c.terms} term(s), as large as the weight, and "
+        )
+        advice = "Fewer blocks or terms, or a tree, need less."
+    elif blueprint.buffer_shapes:
+        states = "hashes the place of every entry at once, and "
     raise GeneratorTooLargeError(
-        f"a {c.topology} for a weight of shape {blueprint.shape} with bond_dim={c.chi} {states}needs about "
+        f"{c.topology} with bond_dim={c.chi} for a weight of shape {blueprint.shape} {states}needs about "
         f"{_gib(needed)}; {_gib(free)} are free. {advice}"
     )
 

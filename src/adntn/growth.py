@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from adntn.adjoint.reverse import full_precision
 from adntn.baselines import network
 from adntn.embedding import Embedding, embed
 from adntn.errors import CompressionError, ConfigError
@@ -128,18 +129,18 @@ def grow_(
         new = Generator(blueprint.shape, blueprint.config, std=module.std, device="meta", dtype=module.dtype)
         new.requires_grad_(_trained(module))
     else:
-        with module._full_precision():
+        with full_precision(module.device):
             new, weight, reason = _make(module, blueprint, embedding, noise, exact=exact)
             fitted = fit_(new, weight, fit, progress=progress, name="refit") if reason else None
             error = relative_error(new.bare_copy().double()(), weight)
+    was = module.bare()
+    _replace_all(users, was, new)
     carried = carry_over(
         optimizers,
-        dict(module.generator_parameters()),
-        dict(new.named_parameters()),  # in the order of a module's
+        dict(was.named_parameters()),
+        dict(new.named_parameters()),
         embedding if isinstance(embedding, Embedding) else None,
     )
-    for user in users:
-        user._replace(new)
     return GrowthReport(
         before=old.config,
         after=blueprint.config,
@@ -156,7 +157,7 @@ def grow_(
 
 def _refuse(
     module: GeneratorModule,
-    users: Sequence[nn.Module],
+    users: Sequence[GeneratorModule],
     blueprint: Blueprint,
     embedding: Embedding | str,
     exact: bool,
@@ -176,6 +177,17 @@ def _refuse(
     why = held_by_optimizer({id(parameter): name for name, parameter in parameters.items()}, optimizers)
     if why is not None:
         raise CompressionError(f"{why}. Give it as optimizer=, or delete it first.")
+
+
+def _replace_all(users: Sequence[GeneratorModule], was: Generator, new: Generator) -> None:
+    """Put the new generator into all modules, or none."""
+    try:
+        for user in users:
+            user._replace(new)
+    except Exception:  # the execution that a layer was asked for may not be possible
+        for user in users:
+            user._replace(was)
+        raise
 
 
 def _insist(reason: str) -> None:

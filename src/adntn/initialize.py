@@ -16,9 +16,9 @@ from torch import Tensor
 from adntn import activations
 from adntn.contraction import Activate, Contraction
 from adntn.levels import Level
-from adntn.topology import Blueprint
+from adntn.topology import TREES, Blueprint
 
-__all__ = ["default_std", "draw", "initial_values", "rescale", "stable_rank"]
+__all__ = ["calibration", "default_std", "draw", "initial_values", "rescale", "stable_rank"]
 
 ROOT_STD = 0.05  # s0 of Eq. 16
 MIXING_NOISE = 1e-2  # tau of Eq. 17
@@ -36,7 +36,8 @@ def draw(blueprint: Blueprint) -> dict[str, Tensor]:
     disentanglers by Eq. 17. With ``"isometric"``: a root of deviation 1, every expansion and carry core
     semi-orthogonal and every disentangler orthogonal (Eq. 18), Haar-distributed or, for a disentangler, as near the
     identity as in Eq. 17. The gates of a brick wall are its cores, and are drawn like expansions. Gates that open and
-    close start open.
+    close start open. With the activation ``siren``, hidden expansion and carry cores follow its own rule in both
+    (:func:`adntn.activations.hidden_bound`).
     """
     config = blueprint.config
     orthogonal = config.initialization == "isometric"
@@ -48,15 +49,17 @@ def draw(blueprint: Blueprint) -> dict[str, Tensor]:
     for level in blueprint.levels:
         last = level.number == len(blueprint.levels)
         gain = 1.0 if last else activations.gain(config.activation)
+        own = None if last else _own_bound(blueprint, level)
         for stack in level.stacks:
             shape = shapes[stack.name]
             if stack.kind == "mix" and config.topology != "brickwall":
                 values[stack.name] = _near_identity(shape, gain, orthogonal=orthogonal)
+            elif own is not None:
+                values[stack.name] = _uniform(shape, own)
             elif orthogonal:
                 values[stack.name] = _semi_orthogonal(shape)
             elif last:
-                bound = math.sqrt(6.0 / (shape[1] + shape[2]))
-                values[stack.name] = torch.empty(shape, dtype=torch.float64, device="cpu").uniform_(-bound, bound)
+                values[stack.name] = _uniform(shape, math.sqrt(6.0 / (shape[1] + shape[2])))
             else:
                 values[stack.name] = gain / math.sqrt(shape[1]) * _normal(shape)
     values.update({name: _ones(shape) for name, shape in shapes.items() if _opens(name, shape)})
@@ -70,6 +73,18 @@ def _opens(name: str, shape: tuple[int, ...]) -> bool:
 
 def _ones(shape: tuple[int, ...]) -> Tensor:
     return torch.ones(shape, dtype=torch.float64, device="cpu")
+
+
+def _own_bound(blueprint: Blueprint, level: Level) -> float | None:
+    """Return the bound of a hidden level's cores where the activation has a start of its own, as SIREN has."""
+    if blueprint.config.topology not in TREES:
+        return None
+    first = level.number == 1
+    return activations.hidden_bound(blueprint.config.activation, level.sizes_in[0], level.parents, first=first)
+
+
+def _uniform(shape: tuple[int, ...], bound: float) -> Tensor:
+    return torch.empty(shape, dtype=torch.float64, device="cpu").uniform_(-bound, bound)
 
 
 def _normal(shape: tuple[int, ...]) -> Tensor:
@@ -95,8 +110,10 @@ def _near_identity(shape: tuple[int, ...], gain: float, *, orthogonal: bool) -> 
 def initial_values(contraction: Contraction, activate: Activate, *, std: float | None = None) -> dict[str, Tensor]:
     """Draw and calibrate a generator's parameters.
 
-    Every level's pre-activation is brought to variance 1 in every tree, and the kept entries of the weight to
-    deviation ``std``. The scale is spread evenly over a level's expansion and carry cores, never put on disentanglers.
+    Every level's pre-activation is brought to variance 1 in every tree, unless the activation is ``siren``, and the
+    kept entries of the weight to deviation ``std``; the trees of a sum contribute alike. The scale is spread evenly
+    over a level's expansion and carry cores, never put on a tree's disentanglers; a block of a brick wall carries it in
+    its first column.
 
     Args:
         contraction: of the generator.
@@ -112,29 +129,34 @@ def initial_values(contraction: Contraction, activate: Activate, *, std: float |
     state = contraction.start(values)
     for level in blueprint.levels[:-1]:
         z = contraction.pre_activation(values, level.number, state)
-        scale = _spread(*_moments(z)).rsqrt()
-        rescale(values, level, scale)
-        z = z * scale.unsqueeze(1)
+        if _own_bound(blueprint, level) is None:
+            scale = _spread(*_moments(z)).rsqrt()
+            rescale(values, level, scale)
+            z = z * scale.unsqueeze(1)
         state = activate(level.number, z)
-        dead = (state == 0).all(dim=1)
-        if dead.any():
-            # A ReLU that sees negative entries only: the same level with its sign turned is alive.
-            sign = torch.where(dead, -1.0, 1.0)
-            first = values[level.scaled[0]].unflatten(0, (config.trees, -1))
-            first[:, 0] *= sign.view(-1, 1, 1)
-            state = activate(level.number, z * sign.unsqueeze(1))
+        # A ReLU that sees negative entries only: the same level with its sign turned is alive. There is no branch on
+        # values, so that models can be built under FakeTensorMode.
+        sign = torch.where((state == 0).all(dim=1), -1.0, 1.0)
+        first = values[level.scaled[0]].unflatten(0, (config.trees, -1))
+        first[:, 0] *= sign.view(-1, 1, 1)
+        state = activate(level.number, z * sign.unsqueeze(1))
     made = contraction.readout(values, state).flatten(1)
     each = _spread(*_moments(made)).rsqrt()
-    weight = (made * each.unsqueeze(1)).unflatten(0, (config.groups, config.terms)).sum(1)
+    # As a product, so that of the largest arrays there is no copy more than needed.
+    weight = (each.view(config.groups, 1, -1) @ made.unflatten(0, (config.groups, -1))).squeeze(1)
+    scale = calibration(weight, default_std(blueprint.shape) if std is None else std)
+    rescale(values, blueprint.levels[-1], each * scale.repeat_interleave(config.terms))
+    return values
+
+
+def calibration(weight: Tensor, std: float) -> Tensor:  # shape: (groups, entries) -> (groups,)
+    """Return the factor of each group with which they deviate alike and all together by ``std``."""
     mean, variance = _moments(weight)
     scale = _spread(mean, variance).rsqrt()
     # One more factor for all groups together, since their means differ.
     means, variances = mean * scale, variance * scale.square()
     total = variances.mean() + means.var(correction=0)
-    overall = _spread(means.mean().view(1), total.view(1)).rsqrt()
-    overall = overall * (default_std(blueprint.shape) if std is None else std)
-    rescale(values, blueprint.levels[-1], each * (scale * overall).repeat_interleave(config.terms))
-    return values
+    return scale * _spread(means.mean().view(1), total.view(1)).rsqrt() * std
 
 
 def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:  # shape: (groups, entries) -> (groups,) twice

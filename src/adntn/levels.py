@@ -201,12 +201,13 @@ def tree_levels(
     return tuple(levels)
 
 
-def brickwall_levels(sizes: tuple[int, ...], columns: int, blocks: int) -> tuple[Level, ...]:
+def brickwall_levels(sizes: tuple[int, ...], columns: int, blocks: int, radix: int) -> tuple[Level, ...]:
     """Return the blocks of a brick wall (Qing et al., arXiv:2305.06058) as levels.
 
-    Columns alternate between the pairs (1,2), (3,4) ... and (2,3), (4,5) ...; an odd last column is a shifted one. The
-    first column meets a fixed product vector, so that each of its gates is one vector: they are the expansions of modes
-    of size one. The last mode of an odd number enters as the uniform vector.
+    Columns alternate between the pairs (1,2), (3,4) ... and (2,3), (4,5) ...; an odd last column is a shifted one, but
+    for two modes, which have no shifted pair. The first column meets a fixed product vector, so that each of its gates
+    is one vector: they are the expansions of modes of size one. The last mode of an odd number enters as the uniform
+    vector.
     """
     count = len(sizes)
     if count < 2:
@@ -222,7 +223,7 @@ def brickwall_levels(sizes: tuple[int, ...], columns: int, blocks: int) -> tuple
         mixers = []
         for c in range(1, width + 1):
             column += 1
-            shifted = column % 2 == 0 or (column == columns and columns > 1)
+            shifted = column % 2 == 0 or (column == columns > 1 and count > 2)
             if not (first and c == 1):
                 mixers.append(Mixer(int(shifted), (count - shifted) // 2, f"gate.{block}.{c}"))
         levels.append(
@@ -234,7 +235,7 @@ def brickwall_levels(sizes: tuple[int, ...], columns: int, blocks: int) -> tuple
                 carries=0,
                 mixers=tuple(mixer for mixer in mixers if mixer.gates),
                 names=(f"gate.{block}.1", ""),
-                usual=max(set(sizes), key=sizes.count),
+                usual=radix,
             )
         )
     return tuple(levels)

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from adntn.describe import _COMPILED, plain_name
 from adntn.errors import CompressionError, nearest
-from adntn.nn import GENERATED, GeneratedLayer
-from adntn.nn._generated import dense_weight
+from adntn.generator import GeneratorModule
+from adntn.nn import GENERATED, StandIn
+from adntn.nn.parameter import generated_parameters
 
 __all__ = [
     "Place",
-    "choose_layers",
+    "Places",
+    "choose_places",
     "compiled_alone",
     "find_places",
     "held_by_optimizer",
+    "listing",
+    "matcher",
     "obstacle",
     "refuse_broken_ties",
     "refuse_wrapped",
@@ -29,65 +34,167 @@ __all__ = [
 ]
 
 
-def obstacle(module: nn.Module) -> str | None:
-    """Return why a module's weight cannot be generated, or None if it can."""
-    if isinstance(module, GeneratedLayer):
+_REMOVE = "(weight_norm, spectral_norm and the like must be removed first)"
+
+
+def obstacle(module: nn.Module, *, values: bool = True) -> str | None:
+    """Return why a module cannot be generated as a layer, or None if it can.
+
+    Args:
+        module: any.
+        values: whether weights with NaN or infinite entries are an obstacle.
+    """
+    if isinstance(module, StandIn):
         return "it is generated already"
     if nn.utils.parametrize.is_parametrized(module):
-        return "it is parametrized (weight_norm, spectral_norm and the like must be removed first)"
+        ours = generated_parameters(module)
+        return f"its {listing(ours)} is generated already" if ours else f"it is parametrized {_REMOVE}"
     if type(module) not in GENERATED:
-        known = ", ".join(cls.__name__ for cls in GENERATED)
-        return f"it is a {type(module).__name__}, and only {known} can be generated (a subclass may do something else)"
-    weight = module._parameters.get("weight")
-    if weight is None:
-        return "its weight is not a plain parameter (weight_norm, spectral_norm and the like must be removed first)"
+        known = ", ".join(dict.fromkeys(cls.dense_type.__name__ for cls in GENERATED.values()))
+        why = f"it is a {type(module).__name__}, and only {known} can be generated (a subclass may do something else)"
+        own = [name for name, p in module._parameters.items() if p is not None and _weight_obstacle(p) is None]
+        return f"{why}; its parameters can, by their names: {listing(own)}" if own else why
+    for name in GENERATED[type(module)].generated_names(module):
+        weight = module._parameters.get(name)
+        if weight is None:
+            return f"its {name} is not a plain parameter {_REMOVE}"
+        problem = _weight_obstacle(weight, values=values)
+        if problem is not None:
+            return f"its {name} {problem}"
+    return GENERATED[type(module)].refusal(module)
+
+
+def _weight_obstacle(weight: Tensor, *, values: bool = True) -> str | None:
+    if isinstance(weight, nn.parameter.UninitializedParameter):
+        return "has no shape yet; run the model once"
     if weight.numel() == 0:
-        return f"its weight has shape {tuple(weight.shape)}, which has a zero"
+        return f"has shape {tuple(weight.shape)}, which has a zero"
+    if weight.ndim < 2:
+        return f"has shape {tuple(weight.shape)}; what is generated needs at least two axes, so it stays as it is"
     if not weight.is_floating_point():
-        return f"its weight is {weight.dtype}, which is not a floating-point type"
-    if not weight.is_meta and not bool(torch.isfinite(weight).all()):
-        return "its weight has NaN or infinite entries"
+        return f"is {weight.dtype}, which is not a floating-point type"
+    if values and not weight.is_meta and not bool(torch.isfinite(weight).all()):
+        return "has NaN or infinite entries"
     return None
-
-
-def select(model: nn.Module, targets: str | Sequence[str]) -> list[str]:
-    """Return the names of the layers that :func:`compress_` would replace for these targets.
-
-    Raises:
-        CompressionError: a target matches nothing or cannot be generated.
-    """
-    return choose_layers(find_places(model), targets, "targets", must_work=True)
 
 
 @dataclass
 class Place:
-    """A module under the first of its names, and every (parent, attribute) that holds it."""
+    """Weights that can be generated together: those of a layer, or one parameter of any module.
+
+    Attributes:
+        name: the first of its names.
+        module: the layer, or whose parameter it is.
+        parameter: its name in the module; None for a layer.
+        parents: every (parent, attribute) that holds the layer.
+    """
 
     name: str
     module: nn.Module
+    parameter: str | None = None
     parents: list[tuple[nn.Module, str]] = field(default_factory=list)
 
     @cached_property
     def obstacle(self) -> str | None:
-        return obstacle(self.module)
+        return self.find_obstacle()
+
+    def find_obstacle(self, *, values: bool = True) -> str | None:
+        """Return why it cannot be generated, or None if it can."""
+        if self.parameter is None:
+            return obstacle(self.module, values=values)
+        if isinstance(self.module, torch.jit.ScriptModule):
+            return "its module is scripted"
+        problem = _weight_obstacle(self.module._parameters[self.parameter], values=values)  # type: ignore[arg-type]
+        return problem if problem is None else f"it {problem}"
+
+    @property
+    def weights(self) -> dict[str, nn.Parameter]:
+        """What would be generated, by its name in the module; for a place without obstacle."""
+        if self.parameter is not None:
+            names: tuple[str, ...] = (self.parameter,)
+        else:
+            names = GENERATED[type(self.module)].generated_names(self.module)
+        return {name: self.module._parameters[name] for name in names}  # type: ignore[misc]
 
 
-def find_places(model: nn.Module) -> dict[str, Place]:
-    """Return the places by name; a module that stands in several places has one, under each of its names."""
+@dataclass(frozen=True)
+class Places:
+    """All places of a model by each of their names.
+
+    Attributes:
+        layers: every module.
+        parameters: every parameter. The only weight of a layer that can be generated stands for the layer.
+    """
+
+    layers: dict[str, Place]
+    parameters: dict[str, Place]
+
+    def get(self, name: str) -> Place | None:
+        return self.layers.get(name) or self.parameters.get(name)
+
+    def possible(self) -> str:
+        """Return what can be generated, for an error message."""
+        layers = dict.fromkeys(place.name for place in self.layers.values() if place.obstacle is None)
+        single = {p.name: None for p in self.parameters.values() if p.parameter and p.obstacle is None}
+        return listing(layers) + (f"; by their names also the parameters {listing(single)}" if single else "")
+
+    def __iter__(self) -> Iterator[str]:
+        return itertools.chain(self.layers, self.parameters)
+
+
+def find_places(model: nn.Module) -> Places:
+    """Return a model's places; a module that stands in several has one, under each of its names.
+
+    What is inside a generator is none.
+    """
     modules: dict[str, nn.Module] = {}
-    by_module: dict[int, Place] = {}
-    places: dict[str, Place] = {}
+    layers: dict[str, Place] = {}
+    parameters: dict[str, Place] = {}
+    known: dict[object, Place] = {}
+    sealed = ""
     for full, module in model.named_modules(remove_duplicate=False):
         modules[full] = module
+        if sealed and full.startswith(sealed):
+            continue
+        parent, _, attribute = full.rpartition(".")
+        if attribute == "parametrizations":
+            sealed = f"{full}."
+            continue
+        name = plain_name(full)
         if full:
-            parent, _, attribute = full.rpartition(".")
-            place = by_module.setdefault(id(module), Place(plain_name(full), module))
+            place = known.setdefault(id(module), Place(name, module))
             place.parents.append((modules[parent], attribute))
-            places[plain_name(full)] = place
-    return places
+            layers[name] = place
+        if isinstance(module, GeneratorModule):
+            sealed = f"{full}."
+            continue
+        kind = GENERATED.get(type(module))
+        own = {n: p for n, p in module._parameters.items() if p is not None}
+        only = kind.generated_names(module) if kind is not None and full else ()
+        for key in own:
+            joined = f"{name}.{key}" if name else key
+            if only == (key,):
+                parameters[joined] = layers[name]
+            else:
+                parameters[joined] = known.setdefault((id(module), key), Place(joined, module, key))
+    return Places(layers, parameters)
 
 
-def _matcher(pattern: str, option: str) -> Callable[[str], bool]:
+def select(model: nn.Module, targets: str | Sequence[str]) -> list[str]:
+    """Return the names of the places whose weights :func:`compress_` would replace for these targets.
+
+    Raises:
+        CompressionError: a target matches nothing or cannot be generated.
+    """
+    return [place.name for place in choose_places(find_places(model), targets, "targets", must_work=True)]
+
+
+def matcher(pattern: str, option: str) -> Callable[[str], bool]:
+    """Return whether a name is meant by a name, or by ``"re:"`` and a pattern.
+
+    Raises:
+        CompressionError: it is not a pattern.
+    """
     if not pattern.startswith("re:"):
         return plain_name(pattern).__eq__
     try:
@@ -97,10 +204,11 @@ def _matcher(pattern: str, option: str) -> Callable[[str], bool]:
     return lambda name: compiled.fullmatch(name) is not None
 
 
-def choose_layers(
-    places: Mapping[str, Place], patterns: str | Sequence[str], option: str, *, must_work: bool
-) -> list[str]:
-    """Return the layers, each under the first of its names, that names and ``re:`` patterns choose.
+def choose_places(places: Places, patterns: str | Sequence[str], option: str, *, must_work: bool) -> list[Place]:
+    """Return the places that names and ``re:`` patterns choose.
+
+    A pattern that matches the name of any module is about layers; one that matches none is about parameters.
+    An attention brings its ``out_proj`` along.
 
     Args:
         places: of the model.
@@ -112,31 +220,40 @@ def choose_layers(
         CompressionError: a name is not there, or a pattern is none; with ``must_work``, what cannot be generated too.
     """
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
-    possible = list(dict.fromkeys(place.name for place in places.values() if place.obstacle is None))
-    chosen: dict[str, None] = {}
+    chosen: dict[str, Place] = {}
     for pattern in patterns:
-        matches = _matcher(pattern, option)
-        if pattern.startswith("re:"):
-            found = [place.name for name, place in places.items() if matches(name) and place.obstacle is None]
-            if not found and must_work:
-                raise CompressionError(
-                    f"{option}: no layer that can be generated has a name that {pattern!r} matches as a whole; "
-                    f"there are {listing(possible)}."
-                )
-        else:
-            found = [place.name for name, place in places.items() if matches(name)]
+        matches = matcher(pattern, option)
+        layers = [place for name, place in places.layers.items() if matches(name)]
+        found = layers or [place for name, place in places.parameters.items() if matches(name)]
+        if not must_work:
+            found = [place for name in places if matches(name) and (place := places.get(name))]
+        found += [part for place in layers if (part := _out_projection(places, place))]
+        if pattern.startswith("re:") and must_work:
+            found = [place for place in found if place.obstacle is None]
             if not found:
                 raise CompressionError(
-                    f"{option}: the model has no module {pattern!r}; possible are {listing(possible)}."
-                    f"{nearest(pattern, places)}"
+                    f"{option}: no layer that can be generated has a name that {pattern!r} matches as a whole; "
+                    f"there are {places.possible()}."
                 )
-            why = places[found[0]].obstacle
-            if must_work and why is not None:
+        elif not found and not pattern.startswith("re:"):
+            raise CompressionError(
+                f"{option}: the model has no module {pattern!r}, nor a parameter of that name; possible are "
+                f"{places.possible()}.{nearest(pattern, places)}"
+            )
+        for place in found:
+            if must_work and place.obstacle is not None:
                 raise CompressionError(
-                    f"{option}: {pattern!r} cannot be generated: {why}. Possible are {listing(possible)}."
+                    f"{option}: {place.name!r} cannot be generated: {place.obstacle}. Possible are {places.possible()}."
                 )
-        chosen.update(dict.fromkeys(found))
-    return list(chosen)
+        chosen.update((place.name, place) for place in found)
+    return list(chosen.values())
+
+
+def _out_projection(places: Places, place: Place) -> Place | None:
+    if place.obstacle is not None or not isinstance(place.module, nn.MultiheadAttention):
+        return None
+    projection = next(name for name, other in places.layers.items() if other.module is place.module.out_proj)
+    return None if isinstance(place.module.out_proj, StandIn) else places.layers[projection]
 
 
 def listing(names: Sequence[str] | Mapping[str, object], most: int = 12) -> str:
@@ -146,8 +263,8 @@ def listing(names: Sequence[str] | Mapping[str, object], most: int = 12) -> str:
     return (", ".join(map(repr, names[:most])) or "none") + more
 
 
-def refuse_broken_ties(model: nn.Module, places: Mapping[str, Place], chosen: Collection[str]) -> None:
-    """Refuse layers whose weight something else shares that would stay dense.
+def refuse_broken_ties(model: nn.Module, places: Places, chosen: Mapping[str, Place]) -> None:
+    """Refuse places whose weight something else shares that would stay dense.
 
     Raises:
         CompressionError: the message names who shares it.
@@ -155,14 +272,18 @@ def refuse_broken_ties(model: nn.Module, places: Mapping[str, Place], chosen: Co
     holders: dict[int, list[str]] = {}
     for full, parameter in model.named_parameters(remove_duplicate=False):
         holders.setdefault(id(parameter), []).append(plain_name(full))
-    weights = {f"{name}.weight" for name, place in places.items() if place.name in chosen}
-    for name in chosen:
-        tied = [other for other in holders[id(dense_weight(places[name].module))] if other not in weights]
-        if tied:
-            raise CompressionError(
-                f"{name!r} shares its weight with {listing(tied)}, which would come untied; "
-                "make all of them targets, or put this one into ignore."
-            )
+    generated = {name for name, place in places.parameters.items() if place.name in chosen}
+    generated |= {
+        f"{name}.{weight}" for name, place in places.layers.items() if place.name in chosen for weight in place.weights
+    }
+    for name, place in chosen.items():
+        for weight in place.weights.values():
+            tied = [other for other in holders[id(weight)] if other not in generated]
+            if tied:
+                raise CompressionError(
+                    f"{name!r} shares its weight with {listing(tied)}, which would come untied; "
+                    "make all of them targets, or put this one into ignore."
+                )
 
 
 def refuse_wrapped(model: nn.Module) -> None:
@@ -183,7 +304,8 @@ def refuse_wrapped(model: nn.Module) -> None:
                 "call compress_ on the plain model, then wrap it."
             )
     inner = getattr(model, "_orig_mod", model)
-    if not any(True for _ in inner.children()):
+    own = any(_weight_obstacle(p, values=False) is None for p in inner.parameters(recurse=False))
+    if type(inner) in GENERATED or isinstance(inner, StandIn) or not (own or any(True for _ in inner.children())):
         raise CompressionError(
             f"a {type(inner).__name__} on its own has no place to put another layer; "
             "wrap it in nn.Sequential, or build the layer with adntn.nn."

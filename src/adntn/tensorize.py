@@ -100,14 +100,15 @@ class Tensorization:
         Returns:
             int64 tensor of shape ``axes``.
         """
-        total = torch.zeros((1,) * len(self.axes), dtype=torch.int64, device=device)
+        # Axis by axis first: only the last sums are as large as the weight.
+        places = [torch.zeros(size, dtype=torch.int64, device=device) for size in self.axes]
         for place, mode in enumerate(self.modes):
             weight = math.prod(later.size for later in self.modes[place + 1 :])
             index = torch.arange(self.axes[mode.axis], device=device)
-            digit = index.div(mode.stride, rounding_mode="floor") % mode.size
-            view = [1] * len(self.axes)
-            view[mode.axis] = -1
-            total = total + (digit * weight).view(view)
+            places[mode.axis] += index.div(mode.stride, rounding_mode="floor") % mode.size * weight
+        total = places[0]
+        for of_axis in places[1:]:
+            total = total.unsqueeze(-1) + of_axis
         return total
 
     def unfold(self, tensor: Tensor) -> Tensor:
@@ -130,8 +131,7 @@ class Tensorization:
         if tuple(weight.shape) != self.shape:
             raise ShapeError(f"fold expects a weight of shape {self.shape}, got {tuple(weight.shape)}.")
         tensor = weight.new_zeros(self.groups, math.prod(mode.size for mode in self.modes))
-        tensor[:, self.positions(weight.device).reshape(-1)] = weight.reshape(self.groups, -1)
-        return tensor
+        return tensor.index_copy(1, self.positions(weight.device).reshape(-1), weight.reshape(self.groups, -1))
 
 
 def num_digits(size: int, radix: int) -> int:

@@ -40,6 +40,16 @@ BASELINES = ("tt", "lowrank", "subspace", "frozen")
 TOPOLOGIES = (*TREES, "brickwall", *BASELINES)
 INITIALIZATIONS = ("paper", "isometric")
 
+#: Options that only some topologies have.
+OWNERS = {
+    "boundary_layers": ("attn",),
+    "columns": ("brickwall",),
+    "blocks": ("brickwall",),
+    "subspace_dim": ("subspace",),
+    "gate": (*TREES, "brickwall"),
+    "terms": (*TREES, "brickwall"),
+}
+
 
 @dataclass(frozen=True)
 class GeneratorConfig:
@@ -114,14 +124,15 @@ class GeneratorConfig:
             given = "gate=True" if self.gate else f"terms={self.terms}"
             raise ConfigError(f"{given} needs a tree or a brick wall; topology={self.topology!r} is a baseline.")
         if self.topology != "brickwall" and (self.columns, self.blocks) != (2, None):
-            raise ConfigError(f"columns and blocks belong to topology='brickwall', not {self.topology!r}.")
+            given = f"columns={self.columns}" if self.columns != 2 else f"blocks={self.blocks}"
+            raise ConfigError(f"{given} needs topology='brickwall', not {self.topology!r}.")
         if self.topology == "brickwall" and self.num_blocks > math.ceil(self.columns / 2):
             raise ConfigError(
                 f"blocks={self.blocks} with columns={self.columns} is not possible; a block has two columns, "
                 f"the last may have one: at most {math.ceil(self.columns / 2)} blocks."
             )
         if self.subspace_dim is not None and self.topology != "subspace":
-            raise ConfigError(f"subspace_dim belongs to topology='subspace', not {self.topology!r}.")
+            raise ConfigError(f"subspace_dim={self.subspace_dim} needs topology='subspace', not {self.topology!r}.")
         if type(self.boundary_layers) is not int or self.boundary_layers not in (1, 2):
             raise ConfigError(f"boundary_layers={self.boundary_layers!r} is not possible; an attn has 1 or 2.")
         if self.boundary_layers == 2 and self.topology != "attn":
@@ -158,6 +169,12 @@ class GeneratorConfig:
         """Return a copy with some options changed."""
         _check_names(changes)
         return replace(self, **changes)
+
+    def with_topology(self, topology: str) -> GeneratorConfig:
+        """Return a copy of another topology; options that it does not have go back to their defaults."""
+        check_choice("topology", topology, TOPOLOGIES)
+        foreign = {name: _DEFAULTS[name] for name, owners in OWNERS.items() if topology not in owners}
+        return self.replace(topology=topology, **foreign)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, with the ``version`` of this layout."""
@@ -212,6 +229,9 @@ def _check_names(options: Mapping[str, Any]) -> None:
             )
 
 
+_DEFAULTS = {f.name: f.default for f in fields(GeneratorConfig)}
+
+
 @dataclass(frozen=True)
 class Blueprint:
     """A config applied to a weight's shape: how many modes, which levels, which parameters.
@@ -253,7 +273,7 @@ class Blueprint:
         c = self.config
         sizes = tuple(mode.size for mode in self.tensorization.modes)
         if c.topology == "brickwall":
-            return brickwall_levels(sizes, c.columns, c.num_blocks)
+            return brickwall_levels(sizes, c.columns, c.num_blocks, c.radix)
         if c.topology in TREES:
             return tree_levels(c.topology, sizes, self.schedule, c.chi, c.radix, c.boundary_layers)
         return ()
@@ -271,9 +291,9 @@ class Blueprint:
             shapes.update({stack.name: (c.trees * stack.count, *stack.shape) for stack in level.stacks})
         if c.gate:
             shapes.update(self._gate_shapes())
-        learned = activations.parameters_per_level(c.activation)
-        if learned:
-            shapes.update({f"activation.{level.number}.slope": (c.trees, learned) for level in self.levels[:-1]})
+        learned = activations.parameter_shapes(c.activation, c.trees)
+        for level in self.levels[:-1]:
+            shapes.update({f"activation.{level.number}.{name}": shape for name, shape in learned.items()})
         return shapes
 
     def _gate_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -298,12 +318,14 @@ class Blueprint:
         elif c.topology == "frozen":
             shapes["scale"] = (c.groups, 1)
         elif c.topology == "subspace":
-            tree = c.replace(topology="ttn", groups=1, subspace_dim=None)
-            block = Blueprint((rows, *self.shape[1:]), tree)
-            shapes["coordinates"] = (c.groups, c.subspace_dim or block.num_parameters)
+            shapes["coordinates"] = (c.groups, c.subspace_dim or self._tree_of_a_group().num_parameters)
         else:
             shapes.update({stack.name: (c.groups * stack.count, *stack.shape) for stack in self.chain})
         return shapes
+
+    def _tree_of_a_group(self) -> Blueprint:
+        tree = self.config.replace(groups=1, norm=None).with_topology("ttn")
+        return Blueprint((self.shape[0] // self.config.groups, *self.shape[1:]), tree)
 
     @cached_property
     def chain(self) -> tuple[Stack, ...]:
@@ -332,11 +354,19 @@ class Blueprint:
         return self.levels[-1].entries_in if self.levels else 0
 
     def peak_entries(self) -> int:
-        """Return an estimate, from the schedule alone, of the most numbers that are held at once.
+        """Return an estimate, from the shapes alone, of the most numbers that are held at once.
 
-        Every level's state is kept for the backward pass, with its pre-activation; of the readout, the padded
-        tensor and the cropped weight.
+        Every level's state is kept for the backward pass, with its pre-activation and what stands between its products;
+        of the readout, the padded tensor, a part of it in the weight's order, and the cropped weight. A hash takes
+        several whole numbers for every entry.
         """
+        c, t = self.config, self.tensorization
+        weight = self.size + self.num_parameters
+        if self.buffer_shapes:
+            return weight + 4 * self.size
+        if c.topology == "lowrank" or (c.topology == "tt" and t.splits_axes and c.order in ("flat", "blocked")):
+            return weight + self.size
+        if c.topology == "tt":
+            return weight + 2 * t.padded_size
         states = sum(level.entries_in for level in self.levels)
-        made = self.config.terms * self.tensorization.padded_size
-        return self.config.trees * 2 * states + made + self.size + self.num_parameters
+        return weight + c.trees * 7 * states + 3 * c.terms * t.padded_size // 2

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from adntn.checkpoint import load
 from adntn.errors import CompressionError, ConfigError, ShapeError
@@ -278,6 +279,13 @@ def test_a_job_that_cannot_be_done_leaves_no_folder(
         run_job(replace(JOB, **changes), tmp_path / "run", tell=told.append)  # type: ignore[arg-type]
     assert not told
     assert not (tmp_path / "run").exists()
+
+
+def test_a_job_takes_layers_with_one_weight_only() -> None:
+    model = nn.ModuleDict({"attn": nn.MultiheadAttention(8, 2), "rnn": nn.GRUCell(8, 8), "head": nn.Linear(8, 2)})
+    assert chosen_layers(replace(JOB, model="mine"), model) == ["head"]
+    with pytest.raises(CompressionError, match=r"'attn', 'attn\.out_proj', 'rnn\.weight_hh' none is a layer with one"):
+        chosen_layers(replace(JOB, targets=("attn", "rnn.weight_hh")), model)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")

@@ -97,7 +97,7 @@ def test_the_dense_network_comes_first_and_the_controls_last() -> None:
 @pytest.mark.parametrize(
     "options, words",
     [
-        ({"topologies": ("ttm",)}, r"topology='ttm'.*Did you mean 'ttn'\?"),
+        ({"topologies": ("mero",)}, r"topology='mero'.*Did you mean 'mera'\?"),
         ({"topologies": ("ttn", "ttn")}, "topologies=.*each once"),
         ({"topologies": "ttn"}, "topologies='ttn' is not a list"),
         ({"topologies": (), "controls": ("frozen-tree",)}, "'frozen-tree' needs a topology"),

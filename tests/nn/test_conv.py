@@ -1,4 +1,4 @@
-"""``adntn.nn.Conv2d``: a torch convolution in every respect but where its weight comes from."""
+"""``adntn.nn.Conv1d``, ``Conv2d`` and ``Conv3d``: torch's in every respect but where the weight comes from."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from adntn import GeneratorConfig
 from adntn.errors import ShapeError
-from adntn.nn import GENERATED, Conv2d, GeneratedLayer
+from adntn.nn import GENERATED, Conv1d, Conv2d, Conv3d, GeneratedLayer
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {"kernel_size": 3},
@@ -161,3 +161,51 @@ def test_what_torch_refuses_is_refused(wrong: dict[str, Any]) -> None:
 def test_an_input_of_other_channels_is_refused_as_torch_does(execution: str) -> None:
     with pytest.raises(RuntimeError, match="channels"):
         Conv2d(8, 12, 3, execution=execution)(torch.randn(2, 9, 9, 9))
+
+
+# --- other dimensions ---------------------------------------------------------------------------------------------
+
+KINDS: dict[int, tuple[type[GeneratedLayer], type[nn.Module]]] = {1: (Conv1d, nn.Conv1d), 3: (Conv3d, nn.Conv3d)}
+SAME_EVERYWHERE: dict[str, dict[str, Any]] = {
+    "plain": {"kernel_size": 3},
+    "strided, padded, dilated": {"kernel_size": 2, "stride": 2, "padding": 1, "dilation": 2},
+    "valid": {"kernel_size": 2, "padding": "valid"},
+    "same, grouped": {"kernel_size": 3, "padding": "same", "groups": 4},
+    "reflect": {"kernel_size": 3, "padding": 1, "padding_mode": "reflect"},
+    "replicate, no bias": {"kernel_size": 3, "padding": 1, "padding_mode": "replicate", "bias": False},
+    "circular": {"kernel_size": 3, "padding": 1, "padding_mode": "circular"},
+}
+
+
+@pytest.mark.parametrize("options", SAME_EVERYWHERE.values(), ids=SAME_EVERYWHERE)
+@pytest.mark.parametrize("dims", KINDS)
+def test_other_dimensions_are_torchs_too(dims: int, options: dict[str, Any]) -> None:
+    ours, theirs = KINDS[dims]
+    torchs = theirs(8, 12, dtype=torch.float64, **options).eval()
+    built, layer = ours(8, 12, **options), ours.from_dense(torchs, execution="factored")
+    assert GENERATED[theirs] is ours
+    assert isinstance(layer, theirs)
+    for name in DESCRIPTION:
+        assert getattr(built, name) == getattr(layer, name) == getattr(torchs, name), name
+    assert repr(built).startswith(repr(torchs).removesuffix(")"))
+    dense = layer.to_dense()
+    assert type(dense) is theirs
+    assert set(vars(dense)) == set(vars(torchs))
+    x = torch.randn(2, 8, *(5, 4, 6)[:dims], dtype=torch.float64)
+    for each in (x, x[0]):
+        torch.testing.assert_close(layer(each), dense(each), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dims", KINDS)
+def test_bias_and_weight_of_other_dimensions_start_as_torchs_do(dims: int) -> None:
+    layer: Any = KINDS[dims][0](320, 640, 2, groups=2)
+    torchs: Any = KINDS[dims][1](320, 640, 2, groups=2)
+    assert float(layer.bias.detach().abs().max()) == pytest.approx(float(torchs.bias.detach().abs().max()), rel=5e-2)
+    assert float(layer.weight.detach().std()) == pytest.approx(float(torchs.weight.detach().std()), rel=2e-2)
+
+
+@pytest.mark.parametrize("kind", [Conv1d, Conv2d, Conv3d])
+@pytest.mark.parametrize("channels", [(0, 8), (8, 0)], ids=str)
+def test_a_layer_without_channels_is_refused(kind: type[Conv2d], channels: tuple[int, int]) -> None:
+    with pytest.raises(ShapeError, match=f"from {channels[0]} to {channels[1]} channels"):
+        kind(*channels, 3)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -11,7 +11,7 @@ import typer
 from adntn._version import __version__
 from adntn.cli.compress import run_compress
 from adntn.cli.inspect import run_inspect
-from adntn.cli.options import split_names
+from adntn.cli.options import GENERATOR, JOB, RECIPE, split_names
 from adntn.cli.screen import Errors
 from adntn.tensorize import ORDERS
 from adntn.topology import INITIALIZATIONS, NORMS, TOPOLOGIES
@@ -23,6 +23,25 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+
+# Options that several commands take.
+Topology = Annotated[
+    str | None, typer.Option(help=f"Comma-separated, of {', '.join(TOPOLOGIES)}; the three trees by default.")
+]
+Order = Annotated[str | None, typer.Option(help=f"How axes become modes: {', '.join(ORDERS)}.")]
+Radix = Annotated[int | None, typer.Option(help="Size of a physical mode.")]
+BondDim = Annotated[int | None, typer.Option(help="Size of a virtual mode, or rank; the radix by default.")]
+LatentOrder = Annotated[int | None, typer.Option(help="Modes of the root.")]
+Groups = Annotated[int | None, typer.Option(help="Row blocks with a generator each.")]
+BoundaryLayers = Annotated[int | None, typer.Option(help="Mixing layers of an attn at its last level, 1 or 2.")]
+Activation = Annotated[str | None, typer.Option(help="Between levels, as elu or 'sine(omega=3)'.")]
+Gate = Annotated[bool | None, typer.Option("--gate/--no-gate", help="Trained gates on mixing, levels and terms.")]
+Terms = Annotated[int | None, typer.Option(help="Trees that are added up to one weight.")]
+KernelRadix = Annotated[int | None, typer.Option(help="Size of the modes of a convolution's kernel, as 3.")]
+Columns = Annotated[int | None, typer.Option(help="Columns of gates of a brickwall.")]
+Blocks = Annotated[int | None, typer.Option(help="Blocks of a brickwall, with an activation between them.")]
+SubspaceDim = Annotated[int | None, typer.Option(help="Trained numbers of a subspace; as many as a ttn by default.")]
 
 
 def _version(show: bool) -> None:
@@ -52,15 +71,22 @@ def compress(
     targets: Annotated[
         str | None, typer.Option(help="Layers to generate: names and 're:' patterns, comma-separated.")
     ] = None,
-    topology: Annotated[str | None, typer.Option(help=f"Comma-separated, of {', '.join(TOPOLOGIES)}.")] = None,
-    order: Annotated[str | None, typer.Option(help=f"How axes become modes: {', '.join(ORDERS)}.")] = None,
-    radix: Annotated[int | None, typer.Option(help="Size of a physical mode.")] = None,
-    bond_dim: Annotated[int | None, typer.Option(help="Size of a virtual mode; the radix by default.")] = None,
-    latent_order: Annotated[int | None, typer.Option(help="Modes of the root.")] = None,
-    groups: Annotated[int | None, typer.Option(help="Row blocks with a generator each.")] = None,
-    activation: Annotated[str | None, typer.Option(help="Between levels, as elu or 'sine(omega=3)'.")] = None,
+    topology: Topology = None,
+    order: Order = None,
+    radix: Radix = None,
+    bond_dim: BondDim = None,
+    latent_order: LatentOrder = None,
+    groups: Groups = None,
+    boundary_layers: BoundaryLayers = None,
+    activation: Activation = None,
     initialization: Annotated[str | None, typer.Option(help=f"One of {', '.join(INITIALIZATIONS)}.")] = None,
     norm: Annotated[str | None, typer.Option(help=f"Between levels: {', '.join(NORMS)}; none by default.")] = None,
+    gate: Gate = None,
+    terms: Terms = None,
+    kernel_radix: KernelRadix = None,
+    columns: Columns = None,
+    blocks: Blocks = None,
+    subspace_dim: SubspaceDim = None,
     controls: Annotated[
         str | None, typer.Option(help="Comma-separated, of deleted, frozen-dense, frozen-tree; or none.")
     ] = None,
@@ -88,31 +114,12 @@ def compress(
 
     Without options: scikit-learn's handwritten digits, ttn, attn and mera, three controls, three seeds.
     """
+    known = {*JOB, *GENERATOR, *RECIPE, "topology"}
+    given: dict[str, Any] = {name: value for name, value in locals().items() if name in known and value is not None}
     with Errors():
-        given = {
-            "model": model,
-            "data": data,
-            "targets": split_names(targets),
-            "topology": split_names(topology),
-            "order": order,
-            "radix": radix,
-            "bond_dim": bond_dim,
-            "latent_order": latent_order,
-            "groups": groups,
-            "activation": activation,
-            "initialization": initialization,
-            "norm": norm,
-            "controls": split_names(controls),
-            "epochs": epochs,
-            "batch_size": batch_size,
-            "lr": lr,
-            "seeds": seeds,
-            "train_limit": train_limit,
-            "test_limit": test_limit,
-            "device": device,
-            "threads": threads,
-        }
-        given = {name: value for name, value in given.items() if value is not None}
+        for name in ("targets", "topology", "controls"):
+            if name in given:
+                given[name] = split_names(given[name])
         run_compress(given, config, out, resume, download=download, as_json=as_json)
 
 
@@ -124,13 +131,23 @@ def inspect(
     targets: Annotated[
         str | None, typer.Option(help="Names and 're:' patterns, comma-separated; all possible layers by default.")
     ] = None,
-    order: Annotated[str | None, typer.Option(help=f"How axes become modes: {', '.join(ORDERS)}.")] = None,
-    radix: Annotated[int, typer.Option(help="Size of a physical mode.")] = 2,
-    bond_dim: Annotated[int | None, typer.Option(help="Size of a virtual mode; the radix by default.")] = None,
-    latent_order: Annotated[int, typer.Option(help="Modes of the root.")] = 5,
-    groups: Annotated[int, typer.Option(help="Row blocks with a generator each.")] = 1,
+    topology: Topology = None,
+    order: Order = None,
+    radix: Radix = None,
+    bond_dim: BondDim = None,
+    latent_order: LatentOrder = None,
+    groups: Groups = None,
+    boundary_layers: BoundaryLayers = None,
+    activation: Activation = None,
+    gate: Gate = None,
+    terms: Terms = None,
+    kernel_radix: KernelRadix = None,
+    columns: Columns = None,
+    blocks: Blocks = None,
+    subspace_dim: SubspaceDim = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
 ) -> None:
     """List a model's layers: shapes, parameters, what each topology would store, schedule, rank bound."""
+    given = {name: value for name, value in locals().items() if name in GENERATOR and value is not None}
     with Errors():
-        run_inspect(model, targets, order, radix, bond_dim, latent_order, groups, as_json)
+        run_inspect(model, targets, split_names(topology), given, as_json)

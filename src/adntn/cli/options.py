@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from adntn.errors import ConfigError, nearest
-from adntn.topology import GeneratorConfig
+from adntn.topology import OWNERS, TOPOLOGIES, TREES, GeneratorConfig
 
 DEFAULT_EPOCHS = 30
-GENERATOR = (
-    "radix",
-    "bond_dim",
-    "latent_order",
-    "activation",
-    "order",
-    "groups",
-    "boundary_layers",
-    "initialization",
-    "norm",
-)
+GENERATOR = tuple(f.name for f in fields(GeneratorConfig) if f.name != "topology")
 RECIPE = ("epochs", "batch_size", "lr", "weight_decay", "label_smoothing", "augment", "clip")
 JOB = ("model", "data", "targets", "topologies", "controls", "seeds", "train_limit", "test_limit", "device", "threads")
 
@@ -86,20 +77,38 @@ def make_job(options: dict[str, Any], job_type: Any) -> Any:
         job["topologies"] = tuple(options["topology"])
     if "seeds" in options:
         job["seeds"] = parse_seeds(options["seeds"])
-    generator = {name: options[name] for name in GENERATOR if name in options}
-    if generator.get("boundary_layers") == 2:
-        generator["topology"] = "attn"  # the only one that takes it; each variant's own topology is put in later
-    if isinstance(generator.get("order"), list):
-        generator["order"] = tuple(generator["order"])
-    if isinstance(generator.get("order"), str) and generator["order"][:1].isdigit():
-        try:
-            generator["order"] = tuple(int(i) for i in generator["order"].split(","))
-        except ValueError:
-            raise ConfigError(f"order={generator['order']!r} is neither a name nor a list of numbers.") from None
     recipe = {"epochs": DEFAULT_EPOCHS} | {name: options[name] for name in RECIPE if name in options}
-    made = job_type(**job, config=GeneratorConfig(**generator), recipe=Recipe(**recipe))
+    made = job_type(**job, config=make_config(options, job.get("topologies", TREES)), recipe=Recipe(**recipe))
     # Threads that wait for each other cost more than they bring on images of 8x8.
     return replace(made, threads=1) if made.threads is None and made.data == "digits" else made
+
+
+def make_config(options: Mapping[str, Any], topologies: Sequence[str]) -> GeneratorConfig:
+    """Pick a generator's options out of flat ones.
+
+    Args:
+        options: as they stand on the command line and in a TOML file.
+        topologies: that are asked for; empty means any. The config has the first of them that takes what only some
+            take, as ``columns``; :meth:`GeneratorConfig.with_topology` makes the others' from it.
+
+    Raises:
+        ConfigError: an option is impossible, or none of the topologies takes it.
+    """
+    chosen = {name: options[name] for name in GENERATOR if options.get(name) is not None}
+    if isinstance(chosen.get("order"), list):
+        chosen["order"] = tuple(chosen["order"])
+    if isinstance(chosen.get("order"), str) and chosen["order"][:1].isdigit():
+        try:
+            chosen["order"] = tuple(int(i) for i in chosen["order"].split(","))
+        except ValueError:
+            raise ConfigError(f"order={chosen['order']!r} is neither a name nor a list of numbers.") from None
+    usual = GeneratorConfig().to_dict()
+    special = [name for name in OWNERS if name in chosen and chosen[name] != usual[name]]
+    asked = topologies or TOPOLOGIES
+    takers = [t for t in asked if all(t in OWNERS[name] for name in special)]
+    # Where none takes them all, the config of the first says which option is in the way.
+    chosen["topology"] = (takers or asked)[0]
+    return GeneratorConfig(**chosen)
 
 
 def parse_seeds(given: Any) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from adntn.contraction.plan import Plan, Segment, Split, plan_level, plan_readout, plan_split
-from adntn.contraction.run import Activate, Contraction, Cores, Factors, apply
+from adntn.contraction.run import Activate, Contraction, Cores, Factors, apply, kron
 
 __all__ = [
     "Activate",
@@ -14,6 +14,7 @@ __all__ = [
     "Segment",
     "Split",
     "apply",
+    "kron",
     "plan_level",
     "plan_readout",
     "plan_split",

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from adntn.contraction.plan import Axes, Plan, Segment, Stage, plan_level, plan_readout, plan_split
@@ -14,7 +15,7 @@ from adntn.levels import Level
 from adntn.tensorize import IN, KERNEL, OUT, Tensorization
 from adntn.topology import Blueprint
 
-__all__ = ["Activate", "Contraction", "Cores", "Factors", "apply"]
+__all__ = ["Activate", "Contraction", "Cores", "Factors", "apply", "kron"]
 
 Cores = Mapping[str, Tensor]
 Activate = Callable[[int, Tensor], Tensor]
@@ -57,6 +58,28 @@ def apply(plan: Plan, cores: Cores, state: Tensor) -> Tensor:
         for axis, size in enumerate(plan.crop):
             state = state.narrow(2 + axis, 0, size) if done[axis] != size else state
     return state
+
+
+def apply_at(
+    plan: Plan,
+    cores: Cores,
+    group: Tensor,  # shape: (n,), whose cores
+    index: Tensor,  # shape: (n,), on the axis, in tree order
+) -> Tensor:  # shape: (n, plan.size_in)
+    """Return what each input of a plan with one axis gives at an index; nothing is made for any other index."""
+    like = next(iter(cores.values()))
+    state = like.new_ones(len(index), 1, 1)  # shape: (n, inputs met so far, held)
+    for segment in plan.segments:
+        (size,), held = segment.released, state.shape[2]
+        matrix = _matrix(segment, cores, segment.released, like)
+        if matrix is None:
+            matrix = torch.eye(segment.size_in, dtype=like.dtype, device=like.device)
+        table = matrix.expand(len(like), -1, -1).unflatten(2, (segment.held, size)).permute(0, 3, 1, 2)
+        digit = group * size + index % size
+        rows = F.embedding(digit, table.reshape(len(like) * size, -1))
+        state = (state.unsqueeze(1) @ rows.unflatten(1, (segment.size_in // held, held, segment.held))).flatten(1, 2)
+        index = index.div(size, rounding_mode="floor")
+    return state.squeeze(2)
 
 
 def _gather_axes(state: Tensor, lead: tuple[int, int], new: Axes, old: Axes) -> tuple[Tensor, Axes]:
@@ -103,7 +126,7 @@ def _kron_pieces(stage: Stage, cores: Cores, like: Tensor) -> Tensor:
             factors.append(_kron_stack(stack.mT if piece.kind == "mix" else stack))
     product = factors[0]
     for factor in factors[1:]:
-        product = _kron(product, factor)
+        product = kron(product, factor)
     return product
 
 
@@ -113,14 +136,15 @@ def _kron_stack(stack: Tensor) -> Tensor:  # shape: (groups, n, a, b) -> (groups
     while stack.shape[1] > 1:
         if stack.shape[1] % 2:
             last = stack[:, -1]
-            rest = last if rest is None else _kron(last, rest)
+            rest = last if rest is None else kron(last, rest)
             stack = stack[:, :-1]
-        stack = _kron(stack[:, 0::2], stack[:, 1::2])
+        stack = kron(stack[:, 0::2], stack[:, 1::2])
     whole = stack[:, 0]
-    return whole if rest is None else _kron(whole, rest)
+    return whole if rest is None else kron(whole, rest)
 
 
-def _kron(x: Tensor, y: Tensor) -> Tensor:  # shapes: (*batch, a, b), (*batch, c, d) -> (*batch, a*c, b*d)
+def kron(x: Tensor, y: Tensor) -> Tensor:  # shapes: (*batch, a, b), (*batch, c, d) -> (*batch, a*c, b*d)
+    """Return the Kronecker product of two batches of matrices."""
     product = x[..., :, None, :, None] * y[..., None, :, None, :]
     return product.reshape(*product.shape[:-4], x.shape[-2] * y.shape[-2], x.shape[-1] * y.shape[-1])
 
@@ -227,20 +251,52 @@ class Contraction:
         """
         if self.split is None:
             return None
-        tensorization = self.blueprint.tensorization
         cores = self.cores(parameters, self.blueprint.levels[-1])
-        sides = []
-        for axis, plan in ((OUT, self.split.outer), (IN, self.split.inner)):
-            identity = torch.eye(plan.size_in, dtype=hidden.dtype, device=hidden.device)
-            rows = apply(plan, cores, identity.expand(hidden.shape[0], -1, -1))
-            sides.append(in_digit_order(rows, tensorization, [axis], first_dim=2).mT)
+        outer, inner = self._side(cores, OUT, hidden), self._side(cores, IN, hidden)
+        return self._side_by_side(outer), self._centre(cores, hidden), self._side_by_side(inner)
+
+    def factors_at(self, parameters: Cores, hidden: Tensor, index: Tensor) -> Factors | None:
+        """Return the factors as :meth:`factors`, but of A only the rows at an index, shape ``(*index, r)``."""
+        if self.split is None:
+            return None
+        cores = self.cores(parameters, self.blueprint.levels[-1])
+        size = self.blueprint.shape[0] // self.blueprint.config.groups
+        place = torch.arange(self.blueprint.shape[0], device=hidden.device).unsqueeze(1)
+        # A lookup of its own, so that an index out of range is refused as torch refuses it.
+        row = F.embedding(index, place).flatten()
+        group, row = row.div(size, rounding_mode="floor"), row % size
+        permutation = self.blueprint.tensorization.digit_permutation(OUT)
+        if permutation is not None:
+            row = torch.tensor(permutation, device=hidden.device)[row]
+        terms = self.blueprint.config.terms
+        outer = torch.cat([apply_at(self.split.outer, cores, group * terms + t, row) for t in range(terms)], dim=1)
+        inner = self._side_by_side(self._side(cores, IN, hidden))
+        return outer.reshape(*index.shape, outer.shape[-1]), self._centre(cores, hidden), inner
+
+    def _side(self, cores: Cores, axis: int, hidden: Tensor) -> Tensor:  # shape: (trees, axis, r)
+        assert self.split is not None
+        plan = self.split.outer if axis == OUT else self.split.inner
+        identity = torch.eye(plan.size_in, dtype=hidden.dtype, device=hidden.device)
+        rows = apply(plan, cores, identity.expand(hidden.shape[0], -1, -1))
+        return in_digit_order(rows, self.blueprint.tensorization, [axis], first_dim=2).mT
+
+    def _side_by_side(self, side: Tensor) -> Tensor:  # shape: (trees, axis, r) -> (groups, axis, terms * r)
+        terms = self.blueprint.config.terms
+        return side if terms == 1 else side.unflatten(0, (-1, terms)).transpose(1, 2).flatten(2, 3)
+
+    def _centre(self, cores: Cores, hidden: Tensor) -> Tensor:  # shape: (groups, terms * r, terms * r', *kernel)
+        assert self.split is not None
+        tensorization, terms = self.blueprint.tensorization, self.blueprint.config.terms
         centre = apply(self.split.centre, cores, hidden.unsqueeze(1)).squeeze(1)
         if len(tensorization.axes) > KERNEL:
             centre = in_digit_order(centre, tensorization, [KERNEL], first_dim=3)
         centre = centre.reshape(*centre.shape[:3], *self.blueprint.shape[2:])
-        if self.blueprint.config.terms > 1:
-            return _side_by_side(sides[0], centre, sides[1], self.blueprint.config.terms)
-        return sides[0], centre, sides[1]
+        if terms == 1:
+            return centre
+        centre = centre.unflatten(0, (-1, terms))
+        diagonal = torch.eye(terms, dtype=centre.dtype, device=centre.device)
+        blocks: Tensor = diagonal.view(1, terms, 1, terms, 1, *(1,) * (centre.ndim - 4)) * centre.unsqueeze(3)
+        return blocks.flatten(3, 4).flatten(1, 2)
 
     def rank_bound(self) -> int:
         """Return the greatest rank of the weight as the matrix (out, in * kernel); see :meth:`Generator.rank_bound`."""
@@ -252,12 +308,3 @@ class Contraction:
         outer, inner = self.split.ranks
         kernel = math.prod(others[1:])
         return min(out, columns, groups * min(terms * outer, out // groups), groups * terms * inner * kernel)
-
-
-def _side_by_side(a: Tensor, c: Tensor, b: Tensor, terms: int) -> Factors:
-    """Turn the factors of single trees, ``(groups * terms, ...)``, into those of their sum."""
-    a, b = (f.unflatten(0, (-1, terms)).transpose(1, 2).flatten(2, 3) for f in (a, b))
-    c = c.unflatten(0, (-1, terms))
-    diagonal = torch.eye(terms, dtype=c.dtype, device=c.device).view(1, terms, 1, terms, 1, *(1,) * (c.ndim - 4))
-    blocks = diagonal * c.unsqueeze(3)  # shape: (groups, terms, r, terms, r', *kernel)
-    return a, blocks.flatten(3, 4).flatten(1, 2), b

@@ -17,7 +17,7 @@ from torch import Tensor
 from adntn.baselines import Network
 from adntn.generator import GeneratorModule
 
-__all__ = ["keep", "keeping"]
+__all__ = ["is_kept", "keep", "keeping"]
 
 Value = TypeVar("Value")
 
@@ -76,6 +76,11 @@ def keep(generator: GeneratorModule, name: str, make: Callable[[], Value]) -> Va
         value = make()
         kept.values[name] = (value, _versions(value))
     return value  # type: ignore[return-value]
+
+
+def is_kept(generator: GeneratorModule) -> bool:
+    """Return whether :func:`keep` keeps values now, so that making more than is asked for pays."""
+    return not torch.compiler.is_compiling() and not torch.is_grad_enabled() and _key(generator) in _KEPT
 
 
 def _versions(value: object) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
 """Which way a layer runs.
 
 ``factored`` runs y = A(C(B^T x)) and never makes the weight; ``dense`` makes the whole weight and hands it to torch's
-own kernel. ``auto`` compares their multiply-adds for one output position.
+own kernel. ``auto`` compares the multiply-adds of one position.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from adntn.errors import ConfigError, check_choice
 from adntn.generator import GeneratorModule
+from adntn.topology import BASELINES
 
-__all__ = ["EXECUTIONS", "Way", "choose"]
+__all__ = ["EXECUTIONS", "Way", "Work", "choose", "multiply_adds"]
 
 EXECUTIONS = ("auto", "factored", "dense")
 
@@ -36,14 +37,29 @@ class Way:
         return self.name
 
 
-def choose(execution: str, generator: GeneratorModule, *, splits_input: bool = False, stride: int = 1) -> Way:
+@dataclass(frozen=True)
+class Work:
+    """The multiply-adds of one position.
+
+    Attributes:
+        dense: with the whole weight.
+        factored: with its factors; as dense where it has none.
+    """
+
+    dense: int
+    factored: int
+
+    def __str__(self) -> str:
+        return f"{self.factored:,} multiply-adds a position factored, {self.dense:,} dense"
+
+
+def choose(execution: str, generator: GeneratorModule, work: Work | None) -> Way:
     """Choose the way of a layer.
 
     Args:
         execution: ``"auto"``, ``"factored"`` or ``"dense"``.
         generator: the layer, or a generator on its own.
-        splits_input: whether the layer has convolution groups, which each see only a part of the input channels.
-        stride: input positions an output position, of a strided convolution.
+        work: what each way costs; None for lookups, which cost nothing but the making of what is looked up.
 
     Raises:
         ConfigError: an unknown execution, or ``"factored"`` where the weight has no split.
@@ -51,27 +67,36 @@ def choose(execution: str, generator: GeneratorModule, *, splits_input: bool = F
     check_choice("execution", execution, EXECUTIONS)
     if execution == "dense":
         return Way("dense", "asked for")
-    obstacle = None
     if generator.ranks is None:
-        obstacle = f"order={generator.config.order!r} has no split into factors"
-    elif splits_input:
-        obstacle = "convolution groups see different input channels"
-    if execution == "factored":
-        if obstacle is not None:
+        c = generator.config
+        what = f"topology={c.topology!r}" if c.topology in BASELINES else f"order={c.order!r}"
+        obstacle = f"{what} has no split into factors"
+        if execution == "factored":
             raise ConfigError(f"execution='factored' is not possible: {obstacle}; use execution='auto' or 'dense'.")
-        return Way("factored", "asked for")
-    if obstacle is not None:
         return Way("dense", obstacle)
-    dense, factored = multiply_adds(generator, stride)
-    way = "factored" if factored < _WORTHWHILE * dense else "dense"
-    return Way(way, f"{factored:,} multiply-adds an output position factored, {dense:,} dense")
+    if execution == "factored":
+        return Way("factored", "asked for")
+    if work is None:
+        return Way("factored", "only the rows that are looked up are made")
+    return Way("factored" if work.factored < _WORTHWHILE * work.dense else "dense", str(work))
 
 
-def multiply_adds(generator: GeneratorModule, stride: int = 1) -> tuple[int, int]:
-    """Return the multiply-adds of one output position: with the whole weight, and with the factors."""
-    out, columns, *kernel = generator.blueprint.shape
-    dense = out * columns * math.prod(kernel)
-    if generator.ranks is None:
-        return dense, dense
-    (outer, inner), groups = generator.ranks, generator.config.groups
-    return dense, groups * (stride * columns * inner + outer * inner * math.prod(kernel)) + out * outer
+def multiply_adds(generator: GeneratorModule, *, groups: int = 1, stride: int = 1) -> Work:
+    """Return the multiply-adds of one position.
+
+    A position is one of a convolution's output, and of a transposed convolution's input: a transposed convolution
+    is the adjoint of the other, and does the same products backwards.
+
+    Args:
+        generator: of a weight ``(out, in / groups, *kernel)``, or ``(in, out / groups, *kernel)`` for a transposed one.
+        groups: convolution groups.
+        stride: positions on the strided convolution's larger side for one on its smaller side.
+    """
+    rows, columns, *kernel = generator.shape
+    dense = rows * columns * math.prod(kernel)
+    factored = dense
+    if generator.ranks is not None:
+        outer, inner = generator.ranks
+        blocks = math.lcm(groups, generator.config.groups)
+        factored = blocks * inner * (stride * columns + outer * math.prod(kernel)) + rows * outer
+    return Work(dense, factored)

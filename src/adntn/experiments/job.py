@@ -17,14 +17,15 @@ from torch.utils import benchmark
 
 from adntn.checkpoint import load, save
 from adntn.compress import cached, compress_
-from adntn.errors import ConfigError
+from adntn.errors import CompressionError, ConfigError
 from adntn.experiments.controls import delete_, freeze_weights_
 from adntn.experiments.data import ImageData, load_data, normalize
 from adntn.experiments.fitting import fit_to
 from adntn.experiments.models import DEFAULT_TARGETS, model_builder
 from adntn.experiments.runs import Job, Row, RunFolder, Timing, model_file
 from adntn.initialize import stable_rank
-from adntn.targets import select
+from adntn.nn import GENERATED
+from adntn.targets import listing, select
 
 __all__ = ["Outcome", "Progress", "run_job"]
 
@@ -124,9 +125,25 @@ def run_job(job: Job, folder: Path, *, download: bool = False, tell: Tell = lamb
 
 
 def chosen_layers(job: Job, model: nn.Module) -> list[str]:
-    """Return the names of the layers that a job generates."""
+    """Return the names of the layers that a job generates: of the targets, layers with one weight, as controls need.
+
+    Raises:
+        CompressionError: there are none.
+    """
     targets: Sequence[str] = job.targets or DEFAULT_TARGETS.get(job.model, ("re:.*",))
-    return select(model, targets)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    chosen = select(model, targets)
+    names = [name for name in chosen if name in modules and _has_one_weight(modules[name])]
+    if not names:
+        raise CompressionError(
+            f"of the targets {listing(chosen)} none is a layer with one weight; only such layers have controls."
+        )
+    return names
+
+
+def _has_one_weight(module: nn.Module) -> bool:
+    kind = GENERATED[type(module)]
+    return type(module) is kind.dense_type and kind.generated_names(module) == ("weight",)
 
 
 def variant_model(job: Job, build: Callable[[], nn.Module], names: Sequence[str], variant: str, seed: int) -> nn.Module:
@@ -139,8 +156,7 @@ def variant_model(job: Job, build: Callable[[], nn.Module], names: Sequence[str]
         freeze_weights_(model, names)
     elif variant != "dense":
         topology = job.topologies[0] if variant == "frozen-tree" else variant
-        boundary = job.config.boundary_layers if topology == "attn" else 1
-        compress_(model, job.config.replace(topology=topology, boundary_layers=boundary), names)
+        compress_(model, job.config.with_topology(topology), names)
         if variant == "frozen-tree":
             freeze_weights_(model, names)
     return model

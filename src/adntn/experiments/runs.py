@@ -19,7 +19,7 @@ from adntn._version import __version__
 from adntn.checkpoint import writing
 from adntn.errors import AdntnError, ConfigError, check_choice, nearest
 from adntn.experiments.data import ImageData
-from adntn.topology import TOPOLOGIES, GeneratorConfig
+from adntn.topology import TOPOLOGIES, TREES, GeneratorConfig
 from adntn.training.classify import Recipe
 
 __all__ = ["CONTROLS", "Job", "Row", "RunFolder", "RunFolderError", "Timing", "environment", "model_file"]
@@ -41,7 +41,7 @@ class Job:
         data: a data set's name, or a folder.
         targets: layers to generate; empty means the reference model's own, or every layer that can be.
         topologies: one variant each.
-        config: options of the generators, without the topology.
+        config: options of the generators; each variant has its own topology, and of the options those that it takes.
         controls: some of ``"deleted"``, ``"frozen-dense"``, ``"frozen-tree"``; the last one freezes the first topology.
         recipe: how to train, the same for all.
         seeds: each variant is trained once with each.
@@ -54,7 +54,7 @@ class Job:
     model: str = "small-cnn"
     data: str = "digits"
     targets: tuple[str, ...] = ()
-    topologies: tuple[str, ...] = TOPOLOGIES
+    topologies: tuple[str, ...] = TREES
     config: GeneratorConfig = field(default_factory=GeneratorConfig)
     controls: tuple[str, ...] = CONTROLS
     recipe: Recipe = field(default_factory=Recipe)

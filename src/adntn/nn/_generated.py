@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from adntn.errors import CompressionError, ShapeError
+from adntn.errors import CompressionError, ConfigError, ShapeError
 from adntn.execution.cache import keep
 from adntn.execution.factored import Factors
-from adntn.execution.plan import Way, choose
-from adntn.generator import GeneratorModule
+from adntn.execution.plan import Way, Work, choose, multiply_adds
+from adntn.generator import Generator, GeneratorModule
 from adntn.topology import GeneratorConfig
 
-__all__ = ["GeneratedLayer", "dense_weight"]
+__all__ = ["GeneratedLayer", "GeneratedWeight", "Source", "StandIn", "dense_weight", "plain_weight", "rows_of"]
+
+Rows = tuple[int, int]
+#: What makes a weight: root and cores, and which of the rows that they make; None for all.
+Source = tuple[GeneratorModule, Rows | None]
 
 # What nn.Module keeps for itself; everything else in a layer's __dict__ describes the layer: sizes, stride, padding ...
 _MODULE_STATE = frozenset(vars(nn.Module()))
 
 # What a generated layer adds to that.
-_OWN = ("blueprint", "std", "_network", "_paths", "_execution", "_way")
+_OWN = (
+    *("blueprint", "std", "rows", "dense_type", "_network", "_paths"),
+    *("_backward", "_execution", "_way", "_zero_rows"),
+)
 
 
 def _copy_description(source: nn.Module, target: nn.Module, leave: tuple[str, ...] = ()) -> None:
@@ -39,14 +46,203 @@ def dense_weight(dense: nn.Module) -> nn.Parameter:
     return weight
 
 
-class GeneratedLayer(GeneratorModule):
-    """Mixed into a torch layer's subclass: root and cores are its parameters, ``weight`` is a read-only property.
+def rows_of(factors: Factors, start: int, stop: int) -> Factors | None:
+    """Return the factors of some rows of a weight, or None where they cut through groups of the generator."""
+    a, c, b = factors
+    size = a.shape[1]
+    first, last = start // size, -(-stop // size)
+    if last - first == 1:
+        return a[first:last, start - first * size : stop - first * size], c[first:last], b[first:last]
+    return None if start % size or stop % size else (a[first:last], c[first:last], b[first:last])
+
+
+class GeneratedWeight(GeneratorModule):
+    """Root and cores that stand for one weight of a model: for all that they make, or for some rows of it (Eq. 6).
 
     Attributes:
-        dense_type: the torch layer that the class stands in for.
+        kind: what it is a weight of, for reports and files.
+        rows: first and last but one of the rows that are this weight's; None for all.
+    """
+
+    kind: str
+    rows: Rows | None = None
+
+    @property
+    def execution(self) -> str:
+        """How it was asked to run."""
+        raise NotImplementedError
+
+    @execution.setter
+    def execution(self, value: str) -> None:
+        raise NotImplementedError
+
+    @property
+    def way(self) -> Way:
+        """How it runs, and why."""
+        raise NotImplementedError
+
+    def _take(self, source: Source) -> None:
+        """Register another module's root and cores as this one's too."""
+        generator, rows = source
+        self.rows = rows
+        self._share(generator)
+
+    def _replace(self, other: GeneratorModule) -> None:
+        super()._replace(other)
+        self.execution = self.execution  # what is faster may have changed
+
+    def dense_name(self, name: str) -> str:
+        """Return what the weight is called in the plain model, for the name of this module."""
+        return name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the weight."""
+        whole = self.blueprint.shape
+        return whole if self.rows is None else (self.rows[1] - self.rows[0], *whole[1:])
+
+    @property
+    def ranks(self) -> tuple[int, int] | None:
+        """The sizes r and r' of the factors, or None where order or rows have no split."""
+        size = self.blueprint.shape[0] // self.config.groups
+        cut = self.rows is not None and (self.rows[0] // size != (self.rows[1] - 1) // size)
+        return None if cut and any(row % size for row in self.rows or ()) else super().ranks
+
+    def rank_bound(self) -> int:
+        """Return the greatest rank that the weight, seen as the matrix (out, in * kernel), can have."""
+        return min(super().rank_bound(), self.shape[0])
+
+    def generate(self) -> Tensor:
+        """Return the weight, shape ``(out, in, *kernel)``."""
+        return self._cut(self._whole())
+
+    def factors(self) -> Factors | None:
+        """Return A, C, B with ``W = A C B^T`` in every group of the weight's rows, or None where they have no split."""
+        return self._cut_factors(self._whole_factors())
+
+    @property
+    def weight(self) -> Tensor:
+        """The generated weight, made anew at each access; read-only."""
+        # All rows are kept, not these: other weights have others of the same generator.
+        return self._cut(keep(self, "weight", self._whole))
+
+    def _factors(self) -> Factors:
+        factors = self._cut_factors(keep(self, "factors", self._whole_factors))
+        assert factors is not None  # choose() does not take this way otherwise
+        return factors
+
+    def _whole(self) -> Tensor:
+        return self._zeroed(super().generate())
+
+    def _whole_factors(self) -> Factors | None:
+        factors = super().factors()
+        if factors is None or not self._zero_rows:
+            return factors
+        a, c, b = factors
+        return self._zeroed(a.flatten(0, 1)).view_as(a), c, b
+
+    def _cut(self, weight: Tensor) -> Tensor:
+        return weight if self.rows is None else weight[self.rows[0] : self.rows[1]]
+
+    def _cut_factors(self, factors: Factors | None) -> Factors | None:
+        return factors if self.rows is None or factors is None else rows_of(factors, *self.rows)
+
+    # --- rows that are zero: padding, see adntn.nn.Embedding --------------------------------------------------------
+
+    def _grow(self, *args: Any) -> None:
+        super()._grow(*args)
+        self._zero_rows: list[int] = []
+
+    def _share(self, other: GeneratorModule) -> None:
+        super()._share(other)
+        # One list for all that share, as a tied weight of torch's is one tensor.
+        self._zero_rows = vars(other).setdefault("_zero_rows", [])
+
+    def factors_at(self, index: Tensor) -> Factors | None:
+        """Return rows of A at an index, and C and B, as :meth:`adntn.Generator.factors_at`."""
+        factors = super().factors_at(index)
+        if factors is None:
+            return None
+        rows, c, b = factors
+        for row in self._zero_rows:
+            rows = rows.masked_fill((index == row).unsqueeze(-1), 0.0)
+        return rows, c, b
+
+    def _zeroed(self, rows: Tensor) -> Tensor:  # shape: (out, n)
+        for row in self._zero_rows:
+            here = torch.arange(len(rows), device=rows.device) == row
+            rows = rows.masked_fill(here.unsqueeze(1), 0.0)
+        return rows
+
+
+def plain_weight(source: GeneratedWeight, made: dict[object, nn.Parameter]) -> nn.Parameter:
+    """Return a generated weight as it is now, the same parameter for all that share it."""
+    key = (id(source._network), source.rows)
+    if key not in made:
+        made[key] = nn.Parameter(source.weight.detach().clone())
+    return made[key]
+
+
+class StandIn(nn.Module):
+    """A module that stands in for a torch layer, with generated weights.
+
+    Attributes:
+        dense_type: the torch layer.
+        other_types: subclasses of it that do the same.
+        dense_std: deviation of that layer's weight at the start; None for that of linear layers and convolutions.
     """
 
     dense_type: ClassVar[type[nn.Module]]
+    other_types: ClassVar[tuple[type[nn.Module], ...]] = ()
+    dense_std: ClassVar[float | None] = None
+    _generated: ClassVar[tuple[str, ...]] = ("weight",)
+
+    @classmethod
+    def generated_names(cls, dense: nn.Module) -> tuple[str, ...]:
+        """Return which parameters of a torch layer are generated here."""
+        return cls._generated
+
+    @classmethod
+    def initial_std(cls, dense: nn.Module, name: str) -> float | None:
+        """Return the deviation that torch gives that parameter at the start, or None for the usual one."""
+        return cls.dense_std
+
+    @classmethod
+    def refusal(cls, dense: nn.Module) -> str | None:
+        """Return why a torch layer of this type cannot have a generated weight, or None if it can."""
+        return None
+
+    @classmethod
+    def _refuse(cls, dense: nn.Module) -> None:
+        why = cls.refusal(dense)
+        if why is not None:
+            raise ConfigError(f"this {cls.dense_type.__name__} cannot be generated: {why}.")
+
+    @classmethod
+    def _assemble(cls, dense: nn.Module, sources: Mapping[str, Source], execution: str) -> Self:
+        """Build the module that stands in for a torch layer, with these root and cores for each generated name."""
+        raise NotImplementedError
+
+    def _plain(self, made: dict[object, nn.Parameter] | None) -> nn.Module:
+        """Return the torch layer with the weights as they are now; with ``made``, it shares those and its biases."""
+        raise NotImplementedError
+
+    def to_dense(self) -> nn.Module:
+        """Return a plain torch layer with the same options and hooks, and the weights as they are now."""
+        return self._plain(None)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self._generated:
+            raise AttributeError(
+                f"the {name} of {type(self).__module__}.{type(self).__name__} is generated and read-only; "
+                "change its root and cores, or make the layer plain with adntn.materialize()."
+            )
+        super().__setattr__(name, value)
+
+
+class GeneratedLayer(GeneratedWeight, StandIn):
+    """Mixed into a torch layer's subclass: root and cores are its parameters, ``weight`` is a read-only property."""
+
     bias: nn.Parameter | None
 
     @classmethod
@@ -55,7 +251,8 @@ class GeneratedLayer(GeneratorModule):
         dense: nn.Module,
         config: GeneratorConfig | None = None,
         *,
-        share: GeneratedLayer | None = None,
+        share: GeneratorModule | None = None,
+        rows: tuple[int, int] | None = None,
         execution: str = "auto",
     ) -> Self:
         """Build the layer that stands in for a dense one, with the same options, bias, hooks, device, dtype and mode.
@@ -63,26 +260,39 @@ class GeneratedLayer(GeneratorModule):
         Args:
             dense: a torch layer; its weight may lie on the meta device.
             config: of the generator, which starts at random values; None means the default.
-            share: a layer whose root and cores to share, as for tied weights, instead of new ones.
+            share: whose root and cores to share, as for tied weights, instead of new ones.
+            rows: which rows of the shared weight are this layer's, ``(start, stop)``; None means those that ``share``
+                itself has.
             execution: how to run, see :attr:`execution`.
 
         Raises:
+            ConfigError: the layer has an option that a generated weight cannot have.
             ShapeError: the weight cannot be generated, or is not of the shape of the one shared.
         """
+        cls._refuse(dense)
+        weight, std = dense_weight(dense), cls.dense_std
+        if share is None:
+            share = Generator(tuple(weight.shape), config, std=std, device=weight.device, dtype=weight.dtype)
+        elif rows is None:
+            rows = getattr(share, "rows", None)
+        return cls._assemble(dense, {"weight": (share, rows)}, execution)
+
+    @classmethod
+    def _assemble(cls, dense: nn.Module, sources: Mapping[str, Source], execution: str) -> Self:
+        cls._refuse(dense)
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
         _copy_description(dense, layer)
-        layer.register_parameter("bias", dense._parameters["bias"])
-        if share is None:
-            weight = dense_weight(dense)
-            layer._grow(tuple(weight.shape), config, None, weight.device, weight.dtype)
-        else:
-            if share.blueprint.shape != tuple(dense_weight(dense).shape):
-                raise ShapeError(
-                    f"a weight of shape {tuple(dense_weight(dense).shape)} cannot share the root and cores of one of "
-                    f"shape {share.blueprint.shape}."
-                )
-            layer._share(share)
+        if type(dense) in cls.other_types:
+            object.__setattr__(layer, "dense_type", type(dense))
+        for name in dense._parameters.keys() & {"bias"}:
+            layer.register_parameter(name, dense._parameters[name])
+        layer._take(sources["weight"])
+        if layer.shape != tuple(dense_weight(dense).shape):
+            raise ShapeError(
+                f"a weight of shape {tuple(dense_weight(dense).shape)} cannot share the root and cores of one of "
+                f"shape {layer.shape}."
+            )
         layer.execution = execution
         return layer.train(dense.training)
 
@@ -95,41 +305,34 @@ class GeneratedLayer(GeneratorModule):
         dtype: torch.dtype | None,
     ) -> None:
         """Become the layer that a torch layer on the meta device describes. Runs in place of the torch ``__init__``."""
+        self._refuse(template)
         nn.Module.__init__(self)
         _copy_description(template, self)
-        self._grow(tuple(dense_weight(template).shape), config, None, device, dtype)
-        bias = template._parameters["bias"]
-        if bias is not None:
-            bias = nn.Parameter(torch.empty(bias.shape, device=self.device, dtype=self.dtype))
-        self.register_parameter("bias", bias)
-        self._reset_bias()
+        self._grow(tuple(dense_weight(template).shape), config, self.dense_std, device, dtype)
+        if "bias" in template._parameters:
+            bias = template._parameters["bias"]
+            if bias is not None:
+                bias = nn.Parameter(torch.empty(bias.shape, device=self.device, dtype=self.dtype))
+            self.register_parameter("bias", bias)
+            self._reset_bias()
         self.execution = execution
 
-    def to_dense(self) -> nn.Module:
-        """Return a plain torch layer with the same options and hooks, and the weight as it is now."""
+    def _plain(self, made: dict[object, nn.Parameter] | None) -> nn.Module:
         dense = self.dense_type.__new__(self.dense_type)
         nn.Module.__init__(dense)
         _copy_description(self, dense, leave=_OWN)
-        dense.weight = nn.Parameter(self.weight.detach().clone())
-        bias = self.bias
-        if bias is not None:
-            bias = nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
-        dense.register_parameter("bias", bias)
+        dense.weight = plain_weight(self, {} if made is None else made)
+        for name in self._parameters.keys() & {"bias"}:
+            bias = self.bias
+            if bias is not None and made is None:
+                bias = nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
+            dense.register_parameter(name, bias)
         return dense.train(self.training)
 
     @property
-    def weight(self) -> Tensor:
-        """The generated weight, made anew at each access; read-only."""
-        weight: Tensor = keep(self, "weight", self.generate)
-        return weight
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "weight":
-            raise AttributeError(
-                f"the weight of {type(self).__module__}.{type(self).__name__} is generated and read-only; "
-                "change its root and cores, or make the layer plain with adntn.materialize()."
-            )
-        super().__setattr__(name, value)
+    def kind(self) -> str:  # type: ignore[override]
+        """What it is a weight of, for reports and files."""
+        return self.dense_type.__name__
 
     @property
     def execution(self) -> str:
@@ -138,23 +341,25 @@ class GeneratedLayer(GeneratorModule):
 
     @execution.setter
     def execution(self, value: str) -> None:
-        stride = math.prod(getattr(self, "stride", ()))
-        self._way = choose(value, self, splits_input=getattr(self, "groups", 1) > 1, stride=stride)
+        self._way = self.would_run(value)
         self._execution = value
+
+    def would_run(self, execution: str) -> Way:
+        """Return how the layer would run if it were asked for this execution.
+
+        Raises:
+            ConfigError: the execution is unknown, or ``"factored"`` where the weight has no split.
+        """
+        return choose(execution, self, self._work())
+
+    def _work(self) -> Work | None:
+        """Return what ``execution="auto"`` compares; None where there is nothing to compare."""
+        return multiply_adds(self)
 
     @property
     def way(self) -> Way:
         """How the layer runs, and why."""
         return self._way
-
-    def _replace(self, other: GeneratorModule) -> None:
-        super()._replace(other)
-        self.execution = self._execution  # what is faster may have changed
-
-    def _factors(self) -> Factors:
-        factors = keep(self, "factors", self.factors)
-        assert factors is not None  # choose() does not take this way otherwise
-        return factors
 
     def reset_parameters(self) -> None:
         """Draw root, cores and bias anew, the bias as torch's own layer does."""
@@ -169,5 +374,6 @@ class GeneratedLayer(GeneratorModule):
     def __repr__(self) -> str:
         # One line: root and cores as children would say less than this does.
         c, stored = self.config, self.num_parameters
-        tree = f"{c.topology} of {stored:,} for {self.blueprint.size:,}, order={c.order!r}, runs {self.way}"
+        whose = "" if self.rows is None else f", rows {self.rows[0]} to {self.rows[1]} of {self.blueprint.shape[0]}"
+        tree = f"{c.topology} of {stored:,} for {self.blueprint.size:,}{whose}, order={c.order!r}, runs {self.way}"
         return f"{type(self).__name__}({self.extra_repr()}, {tree})"

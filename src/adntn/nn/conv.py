@@ -1,41 +1,53 @@
-"""The generated convolution."""
+"""The generated convolutions, in one, two and three dimensions."""
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
+from adntn.errors import ShapeError
 from adntn.execution import factored
+from adntn.execution.plan import Work, multiply_adds
 from adntn.nn._generated import GeneratedLayer
 from adntn.topology import GeneratorConfig
 
-__all__ = ["Conv2d"]
+__all__ = ["Conv1d", "Conv2d", "Conv3d", "ConvolutionLayer"]
+
+Size = int | tuple[int, ...]
 
 
-class Conv2d(GeneratedLayer, nn.Conv2d):  # type: ignore[override, misc]  # the weight is read-only, on purpose
-    """``torch.nn.Conv2d`` with a generated weight (paper, Section 2.2).
+class ConvolutionLayer(GeneratedLayer, _ConvNd):  # type: ignore[override, misc]  # the weight is read-only, on purpose
+    """What all convolutions share, transposed ones too."""
 
-    The arguments are torch's, then ``config`` and ``execution`` as for :class:`adntn.nn.Linear`. With ``groups`` > 1
-    the weight has ``in_channels / groups`` columns and the layer runs dense.
+    def _work(self) -> Work:
+        return multiply_adds(self, groups=self.groups, stride=math.prod(self.stride))
 
-    Raises:
-        ConfigError: ``execution="factored"`` with an order that has no split, or with convolution groups.
-        ShapeError: the generator's groups do not divide ``out_channels``.
-    """
+    @staticmethod
+    def _refuse_empty(in_channels: int, out_channels: int) -> None:
+        # torch would only warn of it.
+        if in_channels < 1 or out_channels < 1:
+            raise ShapeError(
+                f"a convolution from {in_channels} to {out_channels} channels has no weight to generate; give at least "
+                "one of each."
+            )
 
-    dense_type = nn.Conv2d
+
+class _Conv(ConvolutionLayer):
+    """The convolution in any number of dimensions."""
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, int] | str = 0,
-        dilation: int | tuple[int, int] = 1,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size | str = 0,
+        dilation: Size = 1,
         groups: int = 1,
         bias: bool = True,
         padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
@@ -45,17 +57,49 @@ class Conv2d(GeneratedLayer, nn.Conv2d):  # type: ignore[override, misc]  # the 
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        template = nn.Conv2d(
+        self._refuse_empty(in_channels, out_channels)
+        template = self.dense_type(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device="meta"
         )
         self._build(template, config, execution, device, dtype)
 
-    def forward(self, input: Tensor) -> Tensor:  # shape: (*batch, in, H, W) -> (*batch, out, H', W'), batch optional
+    def forward(self, input: Tensor) -> Tensor:  # shape: ([batch,] in, *size) -> ([batch,] out, *size')
         if self._way.name == "dense":
-            convolved: Tensor = self._conv_forward(input, self.weight, self.bias)
-            return convolved
+            return self._conv_forward(input, self.weight, self.bias)
         padding: tuple[int, ...] | str = self.padding
         if self.padding_mode != "zeros":
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-            padding = (0, 0)
-        return factored.conv2d(input, self._factors(), self.bias, self.stride, padding, self.dilation)
+            padding = (0,) * len(self.kernel_size)
+        return factored.conv(input, self._factors(), self.bias, self.stride, padding, self.dilation, self.groups)
+
+
+class Conv1d(_Conv, nn.Conv1d):  # type: ignore[override, misc]
+    """``torch.nn.Conv1d`` with a generated weight; see :class:`Conv2d`."""
+
+    dense_type = nn.Conv1d
+
+
+class Conv2d(_Conv, nn.Conv2d):  # type: ignore[override, misc]
+    """``torch.nn.Conv2d`` with a generated weight (paper, Section 2.2).
+
+    The arguments are torch's, then ``config`` and ``execution`` as for :class:`adntn.nn.Linear`. It runs factored as
+    1x1, kernel, 1x1. With ``groups`` > 1 the weight has ``in_channels / groups`` columns, and the first 1x1 is applied
+    to each group's own channels; of a depthwise convolution little is left to save, and it runs dense.
+
+    Raises:
+        ConfigError: ``execution="factored"`` with an order that has no split.
+        ShapeError: the generator's groups do not divide ``out_channels``.
+
+    Example:
+        >>> layer = adntn.nn.Conv2d(256, 256, 3, padding=1, groups=2, config=adntn.GeneratorConfig(topology="mera"))
+        >>> layer(torch.randn(1, 256, 8, 8)).shape
+        torch.Size([1, 256, 8, 8])
+    """
+
+    dense_type = nn.Conv2d
+
+
+class Conv3d(_Conv, nn.Conv3d):  # type: ignore[override, misc]
+    """``torch.nn.Conv3d`` with a generated weight; see :class:`Conv2d`."""
+
+    dense_type = nn.Conv3d

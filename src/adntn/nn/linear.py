@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from adntn.execution import factored
 from adntn.nn._generated import GeneratedLayer
@@ -31,6 +32,7 @@ class Linear(GeneratedLayer, nn.Linear):  # type: ignore[override, misc]  # the 
     """
 
     dense_type = nn.Linear
+    other_types = (NonDynamicallyQuantizableLinear,)  # what an attention has as its out_proj
 
     def __init__(
         self,

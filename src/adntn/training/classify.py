@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from adntn.errors import ConfigError
-from adntn.nn import GeneratedLayer
+from adntn.generator import GeneratorModule
 
 __all__ = ["Batches", "Fitted", "Recipe", "fit"]
 
@@ -168,7 +168,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
     Cores are not decayed: a weight is a product of many of them, so a small decay of each is a large one of the weight.
     """
-    layers = [m for m in model.modules() if isinstance(m, GeneratedLayer)]
+    layers = [m for m in model.modules() if isinstance(m, GeneratorModule)]
     generated = {id(p) for layer in layers for _, p in layer.generator_parameters()}
     trained = [p for p in model.parameters() if p.requires_grad]
     decayed = [p for p in trained if p.ndim >= 2 and id(p) not in generated]

@@ -1,0 +1,184 @@
+"""The tables of *Choosing a config* and *How it runs*, made by the library itself.
+
+    python docs/scripts/tables.py     # writes each table between its marks in the pages
+
+A test makes them anew and compares.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import adntn
+from adntn.execution.plan import choose, multiply_adds
+
+DOCS = Path(__file__).parents[1]
+TIMES = DOCS.parent / "benchmarks" / "results" / "layers.json"
+LINEAR, CONV = (4096, 4096), (512, 512, 3, 3)
+START, SEEDS = (256, 256), range(5)
+
+
+def markdown(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    titles = list(head)
+    lines = [titles, ["---", *["---:"] * (len(titles) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def size(shape: tuple[int, ...]) -> str:
+    return "×".join(map(str, shape))
+
+
+def costs(options: Mapping[str, dict[str, Any]], shape: tuple[int, ...] = LINEAR) -> str:
+    """What a generator of one weight stores, holds and may have as its rank, an option a row."""
+    rows = []
+    for name, changes in options.items():
+        gen = adntn.Generator(shape, adntn.GeneratorConfig(**changes), device="meta")
+        dense, factored = multiply_adds(gen)
+        way = choose("auto", gen).name
+        rows.append(
+            [
+                name,
+                f"{gen.num_parameters:,}",
+                "→".join(map(str, gen.schedule)),
+                f"{gen.config.groups * gen.blueprint.hidden_size:,}",
+                f"{gen.rank_bound():,}",
+                way,
+                f"{(factored if way == 'factored' else dense) / dense:.3f}",
+            ]
+        )
+    return markdown([size(shape), "stored", "modes", "hidden", "rank ≤", "runs", "arithmetic"], rows)
+
+
+TOPOLOGIES: dict[str, dict[str, Any]] = {
+    "`ttn`": {"topology": "ttn"},
+    "`attn`": {"topology": "attn"},
+    "`attn`, `boundary_layers=2`": {"topology": "attn", "boundary_layers": 2},
+    "`mera`": {"topology": "mera"},
+    "`brickwall`": {"topology": "brickwall"},
+    "`brickwall`, `columns=4`": {"topology": "brickwall", "columns": 4},
+}
+BASELINES: dict[str, dict[str, Any]] = {
+    "`tt`": {"topology": "tt"},
+    "`lowrank`": {"topology": "lowrank"},
+    "`subspace`": {"topology": "subspace"},
+    "`frozen`": {"topology": "frozen"},
+}
+
+
+def number(option: str, values: Iterable[int], **others: Any) -> dict[str, dict[str, Any]]:
+    return {f"`{option}={value}`": {option: value, **others} for value in values}
+
+
+def starts() -> str:
+    """The stable rank of freshly drawn weights of a ttn, medians over seeds."""
+    starts = [(order, start) for order in ("blocked", "paired") for start in ("isometric", "paper")]
+    rows = []
+    for activation in (
+        "sine(omega=3)",
+        "sine",
+        "tanh",
+        "elu",
+        "gelu",
+        "relu",
+        "swish",
+        "rational",
+        "prelu",
+        "siren",
+        "identity",
+    ):
+        ranks = [
+            adntn.diagnose(
+                adntn.GeneratorConfig(order=order, initialization=start, activation=activation), START, seeds=SEEDS
+            ).stable_rank
+            for order, start in starts
+        ]
+        rows.append([f"`{activation}`", *(f"{rank:.1f}" for rank in ranks)])
+    return markdown([f"{size(START)}, ttn", *(f"{order}, {start}" for order, start in starts)], rows)
+
+
+def times() -> str:
+    """Generated over dense, from the committed benchmark."""
+    rows = [
+        [
+            f"{row['layer']}, {row['topology']}",
+            str(row["batch"]),
+            row["runs"],
+            f"{row['inference']['ratio']:.2f}",
+            f"{row['training_step_without_optimizer']['ratio']:.2f}",
+        ]
+        for row in json.loads(TIMES.read_text())["rows"]
+    ]
+    return markdown(["layer", "batch", "runs", "inference, cached", "forward and backward"], rows)
+
+
+def memory(batch: int = 128) -> str:
+    """Numbers that training a 4096×4096 layer with AdamW holds, beside its input."""
+    rows = []
+    for name in ("dense", "`ttn`, factored", "`ttn`, dense"):
+        layer: nn.Module = nn.Linear(LINEAR[1], LINEAR[0], bias=False, device="meta")
+        if name != "dense":
+            layer = adntn.nn.Linear.from_dense(layer, execution=name.split()[1])
+        x = torch.empty(batch, LINEAR[1], device="meta", requires_grad=True)  # as inside a network
+        stored = sum(p.numel() for p in layer.parameters())
+        kept = kept_for_backward(layer, x)
+        rows.append([name, *(f"{n:,}" for n in (stored, stored, 2 * stored, kept, 4 * stored + kept))])
+    return markdown(
+        [f"{size(LINEAR)}, batch {batch}", "weights", "gradients", "AdamW", "kept for backward", "sum"], rows
+    )
+
+
+def kept_for_backward(layer: nn.Module, x: Tensor) -> int:
+    """Count the numbers that autograd keeps, each memory once, without those of input and parameters."""
+    there = {tensor.untyped_storage()._cdata for tensor in (x, *layer.parameters())}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        y = layer(x)
+    assert y.requires_grad
+    return sum(t.untyped_storage().nbytes() // t.element_size() for place, t in kept.items() if place not in there)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "topology": lambda: costs(TOPOLOGIES),
+    "topology-conv": lambda: costs(TOPOLOGIES, CONV),
+    "kernel": lambda: costs({"default": {}, "`kernel_radix=3`": {"kernel_radix": 3}}, CONV),
+    "baselines": lambda: costs(BASELINES),
+    "more": lambda: costs({**number("terms", (1, 2, 4)), "`gate=True`": {"gate": True}}),
+    "order": lambda: costs({f"`{o}`": {"order": o} for o in ("blocked", "block_paired", "flat", "paired")}),
+    "order-conv": lambda: costs({f"`{o}`": {"order": o} for o in ("blocked", "block_paired", "flat", "paired")}, CONV),
+    "groups": lambda: costs(number("groups", (1, 2, 4, 16, 64))),
+    "sizes": lambda: costs(
+        {
+            f"`radix={d}, bond_dim={chi}`": {"radix": d, "bond_dim": chi}
+            for d, chi in ((2, 2), (2, 3), (2, 4), (4, 2), (4, 4), (8, 4), (8, 8), (16, 8), (16, 16))
+        }
+    ),
+    "latent": lambda: costs(number("latent_order", (1, 3, 5, 8, 12))),
+    "starts": starts,
+    "times": times,
+    "memory": memory,
+}
+
+
+def main() -> None:
+    for page in DOCS.glob("*.md"):
+        text = page.read_text()
+        for name, table in TABLES.items():
+            before, mark, rest = text.partition(f"<!-- {name} -->\n")
+            if mark:
+                text = f"{before}{mark}{table()}\n{rest[rest.index(f'<!-- /{name} -->') :]}"
+        page.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

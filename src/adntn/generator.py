@@ -87,7 +87,9 @@ class GeneratorModule(nn.Module):
         """Register another module's root and cores as this one's too, as torch does with tied weights."""
         self.blueprint, self.std = other.blueprint, other.std
         self._network, self._paths, self._backward = other._network, other._paths, other._backward
-        for name in {path[0] for _, path in other._paths} | set(other.blueprint.buffer_shapes) | {"activation"}:
+        # In the one order that every process has: a set's order is not.
+        names = [*(path[0] for _, path in other._paths), *other.blueprint.buffer_shapes, "activation"]
+        for name in dict.fromkeys(names):
             part = getattr(other, name)
             if name in other._buffers:
                 self.register_buffer(name, part)

@@ -94,8 +94,9 @@ class GeneratorModule(nn.Module):
         self.blueprint, self.std = other.blueprint, other.std
         self._paths, self._backward = other._paths, other._backward
         self._use(other._network)
-        names = [path[0] for _, path in other._paths]
-        for name in dict.fromkeys([*names, *other.blueprint.buffer_shapes, "activation"]):
+        # In the one order that every process has: a set's order is not.
+        names = [*(path[0] for _, path in other._paths), *other.blueprint.buffer_shapes, "activation"]
+        for name in dict.fromkeys(names):
             part = getattr(other, name)
             if name in other._buffers:
                 self.register_buffer(name, part)

@@ -20,6 +20,7 @@ from adntn.embedding import Embedding, embed
 from adntn.errors import CompressionError, ConfigError, GeneratorTooLargeError
 from adntn.generator import GeneratorModule
 from adntn.nn import Conv2d, GeneratedLayer, Linear
+from adntn.topology import TREES as TREE_NAMES
 from adntn.topology import Blueprint
 
 Options = dict[str, Any]
@@ -188,12 +189,24 @@ def test_growth_in_small_steps_is_growth() -> None:
     assert generator.num_parameters == Generator((12, 10), generator.config, device="meta").num_parameters
 
 
+#: Cases of the suite that can grow exactly, and how.
+GROWN: dict[str, Options] = {}
+for _name, _case in generator_cases().items():
+    _topology = _case.options.get("topology", "ttn")
+    if _topology in TREE_NAMES and "norm" not in _case.options:
+        GROWN[_name] = {"bond_dim": (_case.options.get("bond_dim") or _case.options.get("radix", 2)) + 1, "terms": 4}
+    elif _topology in (*TREE_NAMES, "brickwall"):
+        GROWN[_name] = {"terms": 4}
+    elif _topology in ("tt", "lowrank"):
+        GROWN[_name] = {"bond_dim": 9}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name, case in generator_cases().items() if "norm" not in case.options])
+@pytest.mark.parametrize("name", GROWN)
 def test_every_case_of_the_suite_grows_exactly(name: str) -> None:
     generator = generator_cases()[name].build()
     before = generator().detach()
-    assert grow_(generator, bond_dim=generator.config.chi + 1, terms=2, exact=True).exact
+    assert grow_(generator, exact=True, **GROWN[name]).exact
     assert float((generator() - before).detach().norm()) <= 1e-12 * float(before.norm())
 
 

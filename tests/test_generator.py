@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from adntn import Generator, GeneratorConfig, generator
+from adntn import Generator, GeneratorConfig, memory
 from adntn.errors import AdntnError, ConfigError, GeneratorTooLargeError, ShapeError
 
 
@@ -167,12 +167,12 @@ def test_a_generator_too_large_for_memory_is_refused_before_anything_is_allocate
 
 def test_what_fits_depends_on_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     needed = 8 * Generator((64, 64), device="meta").blueprint.peak_entries()
-    monkeypatch.setattr(generator, "_free_memory", lambda _: needed - 1)
+    monkeypatch.setattr(memory, "_free_memory", lambda _: needed - 1)
     with pytest.raises(GeneratorTooLargeError):
         Generator((64, 64), device="cpu")
-    monkeypatch.setattr(generator, "_free_memory", lambda _: needed)
+    monkeypatch.setattr(memory, "_free_memory", lambda _: needed)
     Generator((64, 64), device="cpu")
-    monkeypatch.setattr(generator, "_free_memory", lambda _: None)
+    monkeypatch.setattr(memory, "_free_memory", lambda _: None)
     Generator((64, 64), device="cpu")
 
 

@@ -367,6 +367,6 @@ class Blueprint:
         if c.topology == "lowrank" or (c.topology == "tt" and t.splits_axes and c.order in ("flat", "blocked")):
             return weight + self.size
         if c.topology == "tt":
-            return weight + 2 * t.padded_size
+            return weight + 2 * t.padded_size + self.size  # with the place of each entry
         states = sum(level.entries_in for level in self.levels)
         return weight + c.trees * 7 * states + 3 * c.terms * t.padded_size // 2

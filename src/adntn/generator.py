@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from adntn import activations
 from adntn.adjoint import function as adjoint_function
 from adntn.adjoint.equations import nonlinearity
-from adntn.adjoint.reverse import Reverse, full_precision
+from adntn.adjoint.reverse import Made, Reverse, full_precision
 from adntn.baselines import Network, draw_network, network
 from adntn.contraction import Contraction, Factors
 from adntn.errors import ConfigError, GeneratorTooLargeError, check_choice
@@ -196,7 +196,7 @@ class GeneratorModule(nn.Module):
             if not isinstance(self._network, Contraction):
                 weight = self._network.weight(self._parameters_by_name())
             elif self._takes_adjoint():
-                weight = adjoint_function.run(Reverse(self._network, self.activation), "weight", self._tensors())
+                weight = self._run_adjoint(self._network, "weight")
             else:
                 parameters = self._parameters_by_name()
                 weight = self._network.weight(parameters, self._network.hidden(parameters, self._activate))
@@ -215,7 +215,7 @@ class GeneratorModule(nn.Module):
 
     def _hidden(self, network: Contraction) -> Tensor:
         if self._takes_adjoint() and network.hidden_plans:  # without hidden levels there is nothing to compute anew
-            return adjoint_function.run(Reverse(network, self.activation), "hidden", self._tensors())
+            return self._run_adjoint(network, "hidden")
         return network.hidden(self._parameters_by_name(), self._activate)
 
     def factors(self) -> Factors | None:
@@ -226,11 +226,10 @@ class GeneratorModule(nn.Module):
             in, r')``.
         """
         with full_precision(self.device):
-            parameters = self._parameters_by_name()
             if isinstance(self._network, Contraction):
-                factors = self._network.factors(parameters, self._hidden(self._network))
+                factors = self._tree_factors(self._network)
             else:
-                factors = self._network.factors(parameters)
+                factors = self._network.factors(self._parameters_by_name())
         if factors is None:
             return None
         a, c, b = (factor.to(self.dtype) for factor in factors)
@@ -247,11 +246,18 @@ class GeneratorModule(nn.Module):
             float32 at least.
         """
         with full_precision(self.device):
-            parameters = self._parameters_by_name()
-            if not isinstance(self._network, Contraction):
-                factors = self._network.factors(parameters)
-                return factors and (F.embedding(index, factors[0].flatten(0, 1)), *factors[1:])
-            return self._network.factors_at(parameters, self._hidden(self._network), index)
+            if isinstance(self._network, Contraction):
+                return self._tree_factors(self._network, index)
+            factors = self._network.factors(self._parameters_by_name())
+            return factors and (F.embedding(index, factors[0].flatten(0, 1)), *factors[1:])
+
+    def _tree_factors(self, network: Contraction, index: Tensor | None = None) -> Factors | None:
+        if self._takes_adjoint() and network.split is not None:
+            a = self._run_adjoint(network, "outer", index)
+            return a, self._run_adjoint(network, "centre"), self._run_adjoint(network, "inner")
+        parameters = self._parameters_by_name()
+        hidden = network.hidden(parameters, self._activate)
+        return network.factors(parameters, hidden) if index is None else network.factors_at(parameters, hidden, index)
 
     @property
     def ranks(self) -> tuple[int, int] | None:
@@ -267,9 +273,9 @@ class GeneratorModule(nn.Module):
     def _takes_adjoint(self) -> bool:
         return self._backward == "adjoint" and adjoint_function.is_possible()
 
-    def _tensors(self) -> dict[str, Tensor]:
-        """Return all parameters as they are, the activations' too."""
-        return {name: self.get_core(name) for name, _ in self.generator_parameters()}
+    def _run_adjoint(self, network: Contraction, made: Made, index: Tensor | None = None) -> Tensor:
+        parameters = {name: self.get_core(name) for name, _ in self.generator_parameters()}
+        return adjoint_function.run(Reverse(network, self.activation), made, parameters, index)
 
     def _activate(self, number: int, z: Tensor) -> Tensor:
         gate = self.get_core(f"gate.level.{number}") if self.config.gate else None

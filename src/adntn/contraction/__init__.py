@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from adntn.contraction.plan import Plan, Segment, Split, plan_level, plan_readout, plan_split
-from adntn.contraction.run import Activate, Contraction, Cores, Factors, apply, kron
+from adntn.contraction.run import Activate, Contraction, Factors, apply, apply_at, in_digit_order
+from adntn.contraction.segments import Cores, kron
 
 __all__ = [
     "Activate",
@@ -14,6 +15,8 @@ __all__ = [
     "Segment",
     "Split",
     "apply",
+    "apply_at",
+    "in_digit_order",
     "kron",
     "plan_level",
     "plan_readout",

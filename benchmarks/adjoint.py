@@ -72,9 +72,10 @@ def peak(work: Callable[[], object]) -> int:
 
 
 def hand_back_what_is_freed() -> None:
-    """Have glibc map every tensor of 64 KiB or more by itself. Slows all that follows."""
-    mmap_threshold = -3
-    ctypes.CDLL(None).mallopt(mmap_threshold, 1 << 16)
+    """Have glibc give what is free back to Linux, and map every tensor from 64 KiB on apart. Slows what follows."""
+    glibc, mmap_threshold = ctypes.CDLL(None), -3
+    glibc.mallopt(mmap_threshold, 1 << 16)
+    glibc.malloc_trim(0)
 
 
 def both_passes(topology: str, size: int, what: str) -> tuple[adntn.Generator, Callable[[], object]]:
@@ -91,6 +92,7 @@ def peaks(topology: str, size: int, what: str) -> dict[str, int]:
     for way in WAYS:
         gen.backward = way
         step()
+        hand_back_what_is_freed()
         found[way] = peak(step)
     return found
 
@@ -140,7 +142,6 @@ def main() -> None:
             for what in ("weight", "factors"):
                 rows.append(measure(topology, size, what))
                 print(json.dumps(rows[-1]), flush=True)
-    hand_back_what_is_freed()
     for row in rows:
         row["peak_bytes"] = peaks(row["topology"], row["size"], row["made"])
         print(json.dumps(row), flush=True)

@@ -169,11 +169,9 @@ class GeneratorModule(nn.Module):
     def backward(self) -> str:
         """How gradients are made: ``"autograd"``, or ``"adjoint"`` by the paper's equations (:mod:`adntn.adjoint`).
 
-        The latter keeps only the parameters for the backward pass and computes the states anew there, which costs time,
-        and for a large weight more memory while that pass runs (``docs/adjoint.md`` has the numbers). It is how the
-        module runs, not what it is: neither the config nor a ``state_dict`` has it. Forward-mode derivatives and
-        ``torch.compile`` take the ordinary path either way. Of :meth:`factors`, the way up to the hidden state is
-        taken back so; the small readout is autograd's.
+        The latter keeps only the parameters for the backward pass and computes the states anew there, which costs some
+        time (``docs/adjoint.md`` has the numbers). It is how the module runs, not what it is: neither the config nor a
+        ``state_dict`` has it. Forward-mode derivatives and ``torch.compile`` take the ordinary path either way.
 
         Raises:
             ConfigError: when set to something else, or to ``"adjoint"`` on a baseline, which has no levels.

@@ -1,4 +1,7 @@
-"""The contraction of a generator's levels: plans (:mod:`.plan`, no tensors) and how they run (:mod:`.run`)."""
+"""The contraction of a generator's levels: plans and how they run.
+
+Plans (:mod:`.plan`) hold no tensors; :mod:`.segments` is how one segment meets a state, :mod:`.run` all of them.
+"""
 
 from __future__ import annotations
 

@@ -175,9 +175,9 @@ def test_derivatives_of_the_factors_stand_what_those_of_the_weight_do(name: str,
         assert_close(mine, theirs)
 
 
-def test_an_embedding_takes_its_rows_back_by_the_adjoint() -> None:
+@pytest.mark.parametrize("index", [torch.tensor([[3, 3], [39, 0]]), torch.tensor(7), torch.zeros(2, 0).long()], ids=str)
+def test_an_embedding_takes_its_rows_back_by_the_adjoint(index: Tensor) -> None:
     layer = adntn.nn.Embedding(40, 16, config=GeneratorConfig(topology="mera", terms=2), dtype=torch.float64)
-    index = torch.tensor([[3, 3], [39, 0]])
     gradients = []
     for layer.backward in ("autograd", "adjoint"):
         layer.zero_grad()

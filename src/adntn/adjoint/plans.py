@@ -98,12 +98,12 @@ def apply_at_adjoint(plan: Plan, cores: Cores, group: Tensor, index: Tensor, lik
     upstream = upstream.unsqueeze(2)  # shape: (n, inputs met, held)
     while met:
         segment, digit, matrix, rows, state = met.pop()
-        (size,), (count, _, held) = segment.released, state.shape
+        (size,), held = segment.released, state.shape[2]
         upstream = upstream.unflatten(1, (segment.size_in // held, -1))
         ours = state.mT.unsqueeze(1) @ upstream  # shape: (n, inputs, held before, held)
         upstream = (upstream @ rows.unflatten(1, (-1, held, segment.held)).mT).sum(1)
         if segment.stages:
-            whole = ours.new_zeros(len(like) * size, rows.shape[1]).index_add(0, digit, ours.reshape(count, -1))
+            whole = ours.new_zeros(len(like) * size, rows.shape[1]).index_add(0, digit, ours.flatten(1))
             shaped = whole.reshape(len(like), size, segment.size_in, segment.held)
             parts += matrix.adjoint(shaped.permute(0, 2, 3, 1).flatten(2))
     return parts

@@ -63,9 +63,9 @@ class ReadoutAdjoint:
     def rows(self, index: Tensor, upstream: Tensor) -> Parts:
         """Return the gradients of cores, given the adjoint of the rows of A at an index, shape ``(*index, r)``."""
         assert self.network.split is not None
+        plan = self.network.split.outer
         group, row = self.network.place_of_rows(index)
-        own = upstream.reshape(len(row), self.terms, -1).transpose(0, 1).flatten(0, 1)
+        own = upstream.reshape(len(row), self.terms, plan.size_in).transpose(0, 1).flatten(0, 1)
         place = group * self.terms + torch.arange(self.terms, device=row.device).unsqueeze(1)
         like = upstream.new_empty(self.network.blueprint.config.trees)
-        plan = self.network.split.outer
         return apply_at_adjoint(plan, self.cores, place.flatten(), row.repeat(self.terms), like, own)

@@ -182,7 +182,8 @@ class Contraction:
         terms = self.blueprint.config.terms
         like = next(iter(parameters.values())).new_empty(self.blueprint.config.trees)
         rows = [apply_at(self.split.outer, cores, group * terms + term, row, like) for term in range(terms)]
-        return torch.cat(rows, dim=1).reshape(*index.shape, -1)
+        outer = torch.cat(rows, dim=1)
+        return outer.reshape(*index.shape, outer.shape[1])
 
     def place_of_rows(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Return the group of each row at an index, and its place in tree order; both of one dimension."""

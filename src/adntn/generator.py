@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from adntn import activations
 from adntn.adjoint import function as adjoint_function
 from adntn.adjoint.equations import nonlinearity
-from adntn.adjoint.reverse import Reverse, full_precision
+from adntn.adjoint.reverse import Made, Reverse, full_precision
 from adntn.baselines import Network, draw_network, network
 from adntn.contraction import Contraction, Factors
 from adntn.errors import ConfigError, check_choice
@@ -214,11 +214,9 @@ class GeneratorModule(nn.Module):
     def backward(self) -> str:
         """How gradients are made: ``"autograd"``, or ``"adjoint"`` by the paper's equations (:mod:`adntn.adjoint`).
 
-        The latter keeps only the parameters for the backward pass and computes the states anew there, which costs time,
-        and for a large weight more memory while that pass runs (``docs/adjoint.md`` has the numbers). It is how the
-        module runs, not what it is: neither the config nor a ``state_dict`` has it. Forward-mode derivatives and
-        ``torch.compile`` take the ordinary path either way. Of :meth:`factors`, the way up to the hidden state is
-        taken back so; the small readout is autograd's.
+        The latter keeps only the parameters for the backward pass and computes the states anew there, which costs some
+        time (``docs/adjoint.md`` has the numbers). It is how the module runs, not what it is: neither the config nor a
+        ``state_dict`` has it. Forward-mode derivatives and ``torch.compile`` take the ordinary path either way.
 
         Raises:
             ConfigError: when set to something else, or to ``"adjoint"`` on a baseline, which has no levels.
@@ -241,7 +239,7 @@ class GeneratorModule(nn.Module):
             if not isinstance(self._network, Contraction):
                 weight = self._network.weight(self._parameters_by_name())
             elif self._takes_adjoint():
-                weight = adjoint_function.run(Reverse(self._network, self.activation), "weight", self._tensors())
+                weight = self._run_adjoint(self._network, "weight")
             else:
                 parameters = self._parameters_by_name()
                 weight = self._network.weight(parameters, self._network.hidden(parameters, self._activate))
@@ -260,7 +258,7 @@ class GeneratorModule(nn.Module):
 
     def _hidden(self, network: Contraction) -> Tensor:
         if self._takes_adjoint() and network.hidden_plans:  # without hidden levels there is nothing to compute anew
-            return adjoint_function.run(Reverse(network, self.activation), "hidden", self._tensors())
+            return self._run_adjoint(network, "hidden")
         return network.hidden(self._parameters_by_name(), self._activate)
 
     def factors(self) -> Factors | None:
@@ -271,11 +269,10 @@ class GeneratorModule(nn.Module):
             in, r')``.
         """
         with full_precision(self.device):
-            parameters = self._parameters_by_name()
             if isinstance(self._network, Contraction):
-                factors = self._network.factors(parameters, self._hidden(self._network))
+                factors = self._tree_factors(self._network)
             else:
-                factors = self._network.factors(parameters)
+                factors = self._network.factors(self._parameters_by_name())
         if factors is None:
             return None
         a, c, b = (factor.to(self.dtype) for factor in factors)
@@ -292,11 +289,18 @@ class GeneratorModule(nn.Module):
             float32 at least.
         """
         with full_precision(self.device):
-            parameters = self._parameters_by_name()
-            if not isinstance(self._network, Contraction):
-                factors = self._network.factors(parameters)
-                return factors and (F.embedding(index, factors[0].flatten(0, 1)), *factors[1:])
-            return self._network.factors_at(parameters, self._hidden(self._network), index)
+            if isinstance(self._network, Contraction):
+                return self._tree_factors(self._network, index)
+            factors = self._network.factors(self._parameters_by_name())
+            return factors and (F.embedding(index, factors[0].flatten(0, 1)), *factors[1:])
+
+    def _tree_factors(self, network: Contraction, index: Tensor | None = None) -> Factors | None:
+        if self._takes_adjoint() and network.split is not None:
+            a = self._run_adjoint(network, "outer", index)
+            return a, self._run_adjoint(network, "centre"), self._run_adjoint(network, "inner")
+        parameters = self._parameters_by_name()
+        hidden = network.hidden(parameters, self._activate)
+        return network.factors(parameters, hidden) if index is None else network.factors_at(parameters, hidden, index)
 
     @property
     def ranks(self) -> tuple[int, int] | None:
@@ -312,9 +316,9 @@ class GeneratorModule(nn.Module):
     def _takes_adjoint(self) -> bool:
         return self._backward == "adjoint" and adjoint_function.is_possible()
 
-    def _tensors(self) -> dict[str, Tensor]:
-        """Return all parameters as they are, the activations' too."""
-        return {name: self.get_core(name) for name, _ in self.generator_parameters()}
+    def _run_adjoint(self, network: Contraction, made: Made, index: Tensor | None = None) -> Tensor:
+        parameters = {name: self.get_core(name) for name, _ in self.generator_parameters()}
+        return adjoint_function.run(Reverse(network, self.activation), made, parameters, index)
 
     def _activate(self, number: int, z: Tensor) -> Tensor:
         gate = self.get_core(f"gate.level.{number}") if self.config.gate else None

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from odd_models import SERIES
 from safetensors import safe_open
 from typer.testing import CliRunner, Result
 
@@ -181,6 +182,19 @@ def test_a_users_file_pattern_and_folder_are_shown_as_they_were_given() -> None:
     assert job.targets == (pattern,)
     metrics = json.loads(Path("[red]out/metrics.json").read_text())
     assert metrics["runs"][0]["layer_stored"] == 64 * 16
+
+
+@pytest.mark.usefixtures("untimed")
+def test_a_users_model_of_all_families_is_compared_with_its_controls() -> None:
+    Path("series.py").write_text(SERIES)
+    targets = "conv,down,up,attention,rnn.weight_hh_l0"
+    options = ["--model", "series.py:build", "--targets", targets, "--topology", "mera", "--out", "mine"]
+    result = run("compress", *QUICK, *options, width=200)
+    assert result.exit_code == 0, result.output
+    runs = json.loads(Path("mine/metrics.json").read_text())["runs"]
+    assert [row["variant"] for row in runs] == ["dense", "mera", "deleted", "frozen-dense", "frozen-tree"]
+    assert [row["layer_trained"] > 0 for row in runs] == [True, True, False, False, False]
+    assert Path("mine/plots/weights.png").is_file()
 
 
 def test_ctrl_c_is_one_line_that_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:

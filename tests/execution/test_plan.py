@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conformance_cases import LAYERS, LayerCase
+from conformance_layers import LAYERS, LayerCase
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from adntn import Generator, GeneratorConfig

@@ -22,9 +22,12 @@ from adntn.errors import (
     GeneratorTooLargeError,
     ShapeError,
 )
+from adntn.fit import FitOptions, FitReport, fit_
 from adntn.generator import Generator
+from adntn.growth import GrowthReport, grow_
 from adntn.health import Health, diagnose
 from adntn.initialize import stable_rank
+from adntn.ranks import CutRank, cut_bound, cut_ranks
 from adntn.topology import GeneratorConfig
 
 __all__ = [
@@ -33,17 +36,25 @@ __all__ = [
     "CompressionError",
     "CompressionReport",
     "ConfigError",
+    "CutRank",
+    "FitOptions",
+    "FitReport",
     "Generator",
     "GeneratorConfig",
     "GeneratorTooLargeError",
+    "GrowthReport",
     "Health",
     "ShapeError",
     "__version__",
     "adjoint",
     "cached",
     "compress_",
+    "cut_bound",
+    "cut_ranks",
     "describe",
     "diagnose",
+    "fit_",
+    "grow_",
     "load",
     "materialize",
     "nn",

@@ -9,10 +9,13 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 import torch
 from torch import nn
 
+from adntn.baselines import Network
 from adntn.describe import CompressionReport, describe, generated_weights
 from adntn.errors import CompressionError, ConfigError, check_choice
-from adntn.exchange import Wanted, build, put_in_place, to_plain
+from adntn.exchange import Wanted, build, generators_of, put_in_place, to_plain
 from adntn.execution.cache import keeping
+from adntn.fit import FitOptions, FitReport, fit_
+from adntn.generator import GeneratorModule
 from adntn.sharing import find_groups
 from adntn.targets import (
     Place,
@@ -28,7 +31,7 @@ from adntn.topology import GeneratorConfig
 
 __all__ = ["cached", "compress_", "materialize"]
 
-INITS = ("random",)
+INITS = ("random", "fit")
 
 
 def compress_(
@@ -40,6 +43,8 @@ def compress_(
     overrides: Mapping[str, GeneratorConfig] | None = None,
     shared: Sequence[Sequence[str]] = (),
     init: str = "random",
+    fit: FitOptions | None = None,
+    progress: bool | None = None,
     execution: str = "auto",
 ) -> CompressionReport:
     r"""Replace chosen layers, in place, by layers whose weight is generated.
@@ -64,7 +69,10 @@ def compress_(
             full names it matches. All must be targets, with equal ``in_features``; biases stay their own. The
             ``state_dict`` has the generator under each of their names, as torch has tied weights; :func:`adntn.save`
             stores it once. In an attention ``("in_proj_weight", "out_proj")`` makes all four projections one.
-        init: ``"random"`` draws and calibrates (paper, Section 3.5); the dense weight's values are not used.
+        init: ``"random"`` draws and calibrates (paper, Section 3.5); the dense weight's values are not used. ``"fit"``
+            then fits each generator to its layer's weight (:func:`adntn.fit_`), and the report says how near it came.
+        fit: how to fit; None means the defaults.
+        progress: whether fits show a progress bar, one a layer; None means on a terminal only.
         execution: of the new layers: ``"auto"``, ``"factored"`` or ``"dense"``.
 
     Returns:
@@ -88,6 +96,8 @@ def compress_(
                 f"a config is a GeneratorConfig, not a {type(given).__name__}: compress_(model, config, targets)."
             )
     check_choice("init", init, INITS)
+    if fit is not None and init != "fit":
+        raise ConfigError(f"fit={fit!r} needs init='fit', not init={init!r}.")
     refuse_wrapped(model)
     places = find_places(model)
     chosen = {place.name: place for place in choose_places(places, targets, "targets", must_work=True)}
@@ -116,8 +126,11 @@ def compress_(
             )
     refuse_broken_ties(model, places, chosen)
     groups = find_groups(places, chosen, shared)
-    put_in_place(build(_wanted(chosen, configs, groups, execution)))
-    return describe(model)
+    wanted = _wanted(chosen, configs, groups, execution)
+    generators = generators_of(wanted)
+    fits = _fit_all(wanted, generators, fit, progress) if init == "fit" else {}
+    put_in_place(build(wanted, generators))
+    return describe(model, fits)
 
 
 def _wanted(
@@ -146,6 +159,27 @@ def _wanted(
                 raise CompressionError(f"{owner!r} and {name!r} {what}, so they need one config.")
             wanted.append(Wanted(name, place, key, configs[name], execution, source, whole, rows))
     return wanted
+
+
+def _fit_all(
+    wanted: Sequence[Wanted],
+    generators: Mapping[Hashable, GeneratorModule],
+    options: FitOptions | None,
+    progress: bool | None,
+) -> dict[Network, FitReport]:
+    """Fit every generator to the dense weights that it is to make."""
+    fits: dict[Network, FitReport] = {}
+    for source, generator in generators.items():
+        mine = {each.rows: each for each in wanted if each.source == source}
+        name = ", ".join(dict.fromkeys(each.name for each in mine.values()))
+        # Side by side, the rows of those who share are all rows.
+        ordered = sorted(mine.values(), key=lambda each: each.rows or (0, 0))
+        target = torch.cat([each.place.weights[each.weight].detach() for each in ordered])
+        try:
+            fits[generator._network] = fit_(generator, target, options, progress=progress, name=name)
+        except ConfigError as error:
+            raise ConfigError(f"{name!r}: {error}") from None
+    return fits
 
 
 def materialize(model: nn.Module) -> nn.Module:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
 
+from adntn.baselines import Network
+from adntn.fit import FitReport
 from adntn.nn import GeneratedWeight
 
 __all__ = ["CompressionReport", "LayerReport", "describe", "generated_weights", "plain_name"]
@@ -47,6 +50,7 @@ class LayerReport:
         rank_bound: the greatest rank that the weight can have.
         way: how the layer runs, ``"factored"`` or ``"dense"``.
         reason: why it runs so.
+        fit: how near its generator came to the dense weight, where it was fitted.
     """
 
     name: str
@@ -61,6 +65,7 @@ class LayerReport:
     rank_bound: int
     way: str
     reason: str
+    fit: FitReport | None = None
 
     @property
     def ratio(self) -> float:
@@ -101,8 +106,9 @@ class CompressionReport:
         return self.model_before / self.model_after if self.model_after else float("nan")
 
     def __str__(self) -> str:
+        head: tuple[str, ...]
         head = ("layer", "weight", "topology", "P", "P padded", "stored", "ratio", "bytes", "rank <=", "runs")
-        rows = [
+        rows: list[tuple[str, ...]] = [
             (
                 row.name,
                 "x".join(map(str, row.shape)),
@@ -123,14 +129,29 @@ class CompressionReport:
         whole = (f"{self.model_before:,}", "", f"{self.model_after:,}", f"{self.model_ratio:,.1f}x", "")
         rows.append(("these layers", "", "", *sums, "", ""))
         rows.append(("whole model", "", "", *whole, "", ""))
+        if any(row.fit is not None for row in self.layers):
+            head += ("error", "stable rank", "of dense")
+            cells = [*map(_fit_cells, self.layers), ("", "", ""), ("", "", "")]
+            rows = [(*row, *fitted) for row, fitted in zip(rows, cells, strict=True)]
         widths = [max(len(r[i]) for r in (head, *rows)) for i in range(len(head))]
         align = [str.ljust if i in (0, 1, 2, 9) else str.rjust for i in range(len(head))]
         lines = ["  ".join(a(c, w) for a, c, w in zip(align, r, widths, strict=True)).rstrip() for r in (head, *rows)]
         return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:-2], "-" * max(map(len, lines)), *lines[-2:]])
 
 
-def describe(model: nn.Module) -> CompressionReport:
-    """Describe a model's generated layers, its own size, and what both would be with dense layers."""
+def _fit_cells(row: LayerReport) -> tuple[str, str, str]:
+    if row.fit is None:
+        return ("", "", "")
+    return f"{row.fit.relative_error:.3f}", f"{row.fit.stable_rank:.1f}", f"{row.fit.target_stable_rank:.1f}"
+
+
+def describe(model: nn.Module, fits: Mapping[Network, FitReport] | None = None) -> CompressionReport:
+    """Describe a model's generated layers, its own size, and what both would be with dense layers.
+
+    Args:
+        model: with generated layers.
+        fits: what the fits of some generators reached, for their layers' rows.
+    """
     rows: list[LayerReport] = []
     roots: set[int] = set()
     weights: set[object] = set()
@@ -154,6 +175,7 @@ def describe(model: nn.Module) -> CompressionReport:
                 rank_bound=layer.rank_bound(),
                 way=layer.way.name,
                 reason=layer.way.reason,
+                fit=(fits or {}).get(layer._network),
             )
         )
     # A lazy layer's parameters have no size yet.

@@ -18,7 +18,7 @@ from adntn.nn.parameter import attach, detach, generated_parameters
 from adntn.targets import Place, is_compiled_wrapper
 from adntn.topology import GeneratorConfig
 
-__all__ = ["Replacement", "Wanted", "build", "put_in_place", "to_plain"]
+__all__ = ["Replacement", "Wanted", "build", "generators_of", "put_in_place", "to_plain"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,20 @@ class Replacement:
     new: StandIn | GeneratedParameter
 
 
+def generators_of(wanted: Sequence[Wanted]) -> dict[Hashable, GeneratorModule]:
+    """Return a new generator for each source.
+
+    Raises:
+        AdntnError: one cannot be built; the message begins with the name of what wants it.
+    """
+    generators: dict[Hashable, GeneratorModule] = {}
+    for each in wanted:
+        if each.source not in generators:
+            with _named(each.name):
+                generators[each.source] = _generator(each)
+    return generators
+
+
 def build(wanted: Sequence[Wanted], given: Mapping[Any, GeneratorModule] | None = None) -> list[Replacement]:
     """Build all that is wanted, without touching the model.
 
@@ -72,15 +86,13 @@ def build(wanted: Sequence[Wanted], given: Mapping[Any, GeneratorModule] | None 
         AdntnError: something cannot be built; the message begins with its name.
     """
     generators: dict[Hashable, GeneratorModule] = {**(given or {})}
+    generators.update(generators_of([each for each in wanted if each.source not in generators]))
     sources: dict[str, dict[str, Source]] = {}
     by_place: dict[str, Wanted] = {}
     new: list[Replacement] = []
     for each in wanted:
-        with _named(each.name):
-            if each.source not in generators:
-                generators[each.source] = _generator(each)
-            by_place.setdefault(each.place.name, each)
-            sources.setdefault(each.place.name, {})[each.weight] = (generators[each.source], each.rows)
+        by_place.setdefault(each.place.name, each)
+        sources.setdefault(each.place.name, {})[each.weight] = (generators[each.source], each.rows)
     for name, each in by_place.items():
         with _named(each.name):
             new.append(Replacement(each.place, _one(each, sources[name])))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Literal, cast, get_args
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +18,17 @@ from adntn.adjoint.equations import nonlinearity
 from adntn.adjoint.reverse import Reverse, full_precision
 from adntn.baselines import Network, draw_network, network
 from adntn.contraction import Contraction, Factors
-from adntn.errors import ConfigError, GeneratorTooLargeError, check_choice
-from adntn.topology import TREES, Blueprint, GeneratorConfig
+from adntn.errors import ConfigError, check_choice
+from adntn.memory import check_memory
+from adntn.topology import Blueprint, GeneratorConfig
 
 __all__ = ["Backward", "Generator", "GeneratorModule"]
 
 Backward = Literal["autograd", "adjoint"]
+
+
+# The modules that are made of one and the same root and cores.
+_USERS: WeakKeyDictionary[Network, WeakSet[GeneratorModule]] = WeakKeyDictionary()
 
 
 class _Part(nn.Module):
@@ -57,7 +63,7 @@ class GeneratorModule(nn.Module):
         device = torch.device(device) if device is not None else torch.get_default_device()
         dtype = dtype if dtype is not None else torch.get_default_dtype()
         check_memory(self.blueprint, device)
-        self._network = network(self.blueprint)
+        self._use(network(self.blueprint))
         shapes = {k: v for k, v in self.blueprint.parameter_shapes.items() if not k.startswith("activation.")}
         self._paths = tuple((name, tuple(name.split("."))) for name in shapes)
         for (_, path), sizes in zip(self._paths, shapes.values(), strict=True):
@@ -86,7 +92,8 @@ class GeneratorModule(nn.Module):
     def _share(self, other: GeneratorModule) -> None:
         """Register another module's root and cores as this one's too, as torch does with tied weights."""
         self.blueprint, self.std = other.blueprint, other.std
-        self._network, self._paths, self._backward = other._network, other._paths, other._backward
+        self._paths, self._backward = other._paths, other._backward
+        self._use(other._network)
         # In the one order that every process has: a set's order is not.
         names = [*(path[0] for _, path in other._paths), *other.blueprint.buffer_shapes, "activation"]
         for name in dict.fromkeys(names):
@@ -95,6 +102,44 @@ class GeneratorModule(nn.Module):
                 self.register_buffer(name, part)
             else:
                 setattr(self, name, part)
+
+    def _use(self, made: Network) -> None:
+        if "_network" in self.__dict__:
+            self.users().discard(self)
+        self._network = made
+        self.users().add(self)
+
+    def users(self) -> WeakSet[GeneratorModule]:
+        """Return all modules that are made of the same root and cores, this one too."""
+        return _USERS.setdefault(self._network, WeakSet())
+
+    def __setstate__(self, state: dict[str, Any]) -> None:  # after a copy and after unpickling
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.users().add(self)
+
+    def _replace(self, other: GeneratorModule) -> None:
+        """Register another module's root and cores in place of this one's, where a fresh module would have them."""
+        mine = {path[0] for _, path in self._paths} | set(self.blueprint.buffer_shapes) | {"activation"}
+        registers: tuple[dict[str, Any], ...] = (self._parameters, self._modules)
+        kept = [list(registered) for registered in registers]
+        for name in mine:
+            delattr(self, name)
+        backward = self._backward
+        GeneratorModule._share(self, other)
+        self._backward = backward if isinstance(self._network, Contraction) else "autograd"
+        for names, registered in zip(kept, registers, strict=True):
+            _keep_order(registered, names, mine)
+
+    def bare(self) -> Generator:
+        """Return a generator that shares root and cores: a layer's bias, hooks and rows are left behind."""
+        bare = Generator.__new__(Generator)
+        nn.Module.__init__(bare)
+        GeneratorModule._share(bare, self)
+        return bare.train(self.training)
+
+    def bare_copy(self) -> Generator:
+        """Return a generator of its own with the same root and cores; see :meth:`bare`."""
+        return copy.deepcopy(self.bare())
 
     def generator_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield root, cores and the activations' numbers by name: all parameters but a layer's bias."""
@@ -373,57 +418,10 @@ class Generator(GeneratorModule):
         )
 
 
-def check_memory(blueprint: Blueprint, device: torch.device) -> None:
-    """Refuse a generator whose arrays cannot fit, before any is allocated.
-
-    Raises:
-        GeneratorTooLargeError: the estimate from the schedule exceeds the free memory.
-    """
-    free = _free_memory(device)
-    # Calibration works in float64 on the CPU; on another device only the float32 pass counts, or a hash's integers.
-    needed = blueprint.peak_entries() * (8 if device.type == "cpu" or blueprint.buffer_shapes else 4)
-    if free is None or needed <= free:
-        return
-    c = blueprint.config
-    advice = "A smaller weight needs less."
-    states = ""
-    if c.topology in TREES:
-        states = (
-            f"has a hidden state of {c.chi}**{blueprint.schedule[-2]} = {blueprint.hidden_size:,} entries in each of "
-            f"{c.groups} group(s) and {c.terms} term(s), and "
-        )
-        advice = (
-            f"A smaller bond_dim, or bond_dim and radix raised together (radix={c.chi} has fewer modes), or groups of "
-            "a small bond_dim need less."
-        )
-    elif c.topology == "brickwall":
-        states = (
-            f"keeps the state of each of {c.num_blocks} block(s) and {c.terms} term(s), as large as the weight, and "
-        )
-        advice = "Fewer blocks or terms, or a tree, need less."
-    elif blueprint.buffer_shapes:
-        states = "hashes the place of every entry at once, and "
-    raise GeneratorTooLargeError(
-        f"{c.topology} with bond_dim={c.chi} for a weight of shape {blueprint.shape} {states}needs about "
-        f"{_gib(needed)}; {_gib(free)} are free. {advice}"
-    )
-
-
-def _gib(count: int) -> str:
-    return f"{count / 2**30:,.1f} GiB" if count < 2**80 else f"{count >> 30:,} GiB"
-
-
-def _free_memory(device: torch.device) -> int | None:
-    """Return the free bytes of a device, or None where that cannot be asked."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    if device.type != "cpu":
-        return None
-    try:
-        with Path("/proc/meminfo").open() as lines:
-            for line in lines:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return None
+def _keep_order(registered: dict[str, Any], before: list[str], mine: set[str]) -> None:
+    """Put what was registered last, root and cores, to where the old ones stood: optimisers count on the order."""
+    others = [name for name in before if name not in mine]
+    lead = next((place for place, name in enumerate(before) if name in mine), len(others))
+    added = [name for name in registered if name not in others]
+    for name in [*others[:lead], *added, *others[lead:]]:
+        registered[name] = registered.pop(name)

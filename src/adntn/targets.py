@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -325,21 +325,23 @@ def is_compiled_wrapper(module: nn.Module) -> bool:
     return type(module).__name__ == "OptimizedModule"
 
 
-def held_by_optimizer(weights: Mapping[int, str]) -> str | None:
+def held_by_optimizer(weights: Mapping[int, str], besides: Collection[torch.optim.Optimizer] = ()) -> str | None:
     """Say which optimiser holds a weight that is about to go, or return None: it would train a tensor that nobody uses.
 
     Args:
         weights: the name of each weight by its id.
+        besides: optimisers that may.
     """
-    if _find_optimizer(weights) is None:
+    known = {id(optimizer) for optimizer in besides}
+    if _find_optimizer(weights, known) is None:
         return None
     gc.collect()  # one that was thrown away may only be waiting for this
-    return _find_optimizer(weights)
+    return _find_optimizer(weights, known)
 
 
-def _find_optimizer(weights: Mapping[int, str]) -> str | None:
+def _find_optimizer(weights: Mapping[int, str], known: Collection[int]) -> str | None:
     for thing in gc.get_objects():
-        if not issubclass(type(thing), torch.optim.Optimizer):
+        if not issubclass(type(thing), torch.optim.Optimizer) or id(thing) in known:
             continue
         # One whose constructor failed may still be alive, without groups.
         for group in getattr(thing, "param_groups", ()):

@@ -38,17 +38,18 @@ _KEPT: WeakKeyDictionary[Network, _Kept] = WeakKeyDictionary()
 @contextlib.contextmanager
 def keeping(generators: Iterable[GeneratorModule]) -> Iterator[None]:
     """Keep what the generators make until the block ends. Blocks may be nested."""
-    mine = list(dict.fromkeys(generators))
-    for generator in mine:
-        _KEPT.setdefault(_key(generator), _Kept()).users += 1
+    # By key, since a layer that is grown inside the block has another one at its end.
+    mine = [_key(generator) for generator in dict.fromkeys(generators)]
+    for key in mine:
+        _KEPT.setdefault(key, _Kept()).users += 1
     try:
         yield
     finally:
-        for generator in mine:
-            kept = _KEPT[_key(generator)]
+        for key in mine:
+            kept = _KEPT[key]
             kept.users -= 1
             if not kept.users:
-                del _KEPT[_key(generator)]
+                del _KEPT[key]
 
 
 def keep(generator: GeneratorModule, name: str, make: Callable[[], Value]) -> Value:

@@ -87,6 +87,10 @@ class GeneratedWeight(GeneratorModule):
         self.rows = rows
         self._share(generator)
 
+    def _replace(self, other: GeneratorModule) -> None:
+        super()._replace(other)
+        self.execution = self.execution  # what is faster may have changed
+
     def dense_name(self, name: str) -> str:
         """Return what the weight is called in the plain model, for the name of this module."""
         return name

@@ -188,6 +188,7 @@ MISTAKES: dict[str, Mistake] = {
     ),
     "groups": (lambda: MultiheadAttention(32, 4, config=CONFIG.replace(groups=5)), ShapeError, "groups=5"),
     "size of the keys": (call("plain", (4, 2, 32), (4, 2, 16), (4, 2, 32)), ShapeError, r"\(4, 2, 16\).*32, 32 and 32"),
+    "four dimensions": (call("plain", *((4, 2, 2, 32),) * 3), ShapeError, "batched 3D tensor but received 4-D query"),
     "length of the values": (
         call("plain", (4, 2, 32), (4, 2, 32), (5, 2, 32)),
         ShapeError,

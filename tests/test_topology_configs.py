@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 from typing import Any
 
@@ -165,9 +166,26 @@ def test_an_unknown_value_is_met_with_the_nearest_known(options: dict[str, Any],
     assert repr(next(iter(options.values()))) in str(caught.value)
 
 
-def test_an_unknown_option_is_met_with_the_nearest_known() -> None:
-    with pytest.raises(ConfigError, match=r"no option 'bond_dims'.*Did you mean 'bond_dim'\?"):
-        GeneratorConfig.from_dict({"bond_dims": 3})
+@pytest.mark.parametrize(
+    "given, nearest",
+    [
+        ("bond_dims", "bond_dim"),
+        ("kernal_radix", "kernel_radix"),
+        ("term", "terms"),
+        ("gates", "gate"),
+        ("column", "columns"),
+        ("subspace_dims", "subspace_dim"),
+    ],
+)
+def test_an_unknown_option_is_met_with_the_nearest_known(given: str, nearest: str) -> None:
+    ways = (GeneratorConfig, GeneratorConfig().replace, lambda **options: GeneratorConfig.from_dict(options))
+    for make in ways:
+        with pytest.raises(ConfigError, match=rf"no option '{given}'; it has topology.*Did you mean '{nearest}'\?"):
+            make(**{given: 3})
+
+
+def test_the_signature_still_names_the_options() -> None:
+    assert list(inspect.signature(GeneratorConfig).parameters) == [f.name for f in dataclasses.fields(GeneratorConfig)]
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def test_an_optimiser_that_is_there_already_is_refused(family: str) -> None:
     model = build(family)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(
-        CompressionError, match="SGD optimiser already holds.*first, then build the optimiser"
+        CompressionError, match=r"SGD optimiser already holds.*first, then build the optimiser"
     ) as caught:
         adntn.compress_(model, CONFIG, target(family))
     assert optimizer.param_groups

@@ -104,17 +104,20 @@ class GeneratedWeight(GeneratorModule):
     @property
     def ranks(self) -> tuple[int, int] | None:
         """The sizes r and r' of the factors, or None where order or rows have no split."""
-        return None if self.split_obstacle is not None else super().ranks
+        return None if self._cuts_groups() else super().ranks
+
+    def _cuts_groups(self) -> bool:
+        size = self.blueprint.shape[0] // self.config.groups
+        return self.rows is not None and self.factored_groups > 1 and any(row % size for row in self.rows)
 
     @property
     def split_obstacle(self) -> str | None:
         """Why there are no factors, or None where there are."""
-        size = self.blueprint.shape[0] // self.config.groups
         why = super().split_obstacle
-        if why is None and self.rows is not None and self.factored_groups > 1 and any(r % size for r in self.rows):
-            start, stop = self.rows
-            why = f"its rows {start} to {stop} cut through the generator's groups of {size}, which have factors each"
-        return why
+        if why is not None or self.rows is None or not self._cuts_groups():
+            return why
+        (start, stop), size = self.rows, self.blueprint.shape[0] // self.config.groups
+        return f"its rows {start} to {stop} cut through the generator's groups of {size}, which have factors each"
 
     @property
     def factored_groups(self) -> int:

@@ -35,12 +35,15 @@ def check_compiled(layer: LayerCase, way: str, backend: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "layer, way",
-    [(LAYERS["linear, mera, padded"], "dense"), (LAYERS["conv, generator of 2 groups"], "factored")],
-    ids=["linear, mera, padded-dense", "conv, generator of 2 groups-factored"],
+    "name, way",
+    [
+        ("linear, mera, padded", "dense"),
+        ("conv, generator of 2 groups", "factored"),
+        ("embedding, radix 3", "factored"),
+    ],
 )
-def test_a_layer_is_one_graph(layer: LayerCase, way: str) -> None:
-    check_compiled(layer, way, backend="aot_eager")
+def test_a_layer_is_one_graph(name: str, way: str) -> None:
+    check_compiled(LAYERS[name], way, backend="aot_eager")
 
 
 @pytest.mark.slow

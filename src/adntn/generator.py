@@ -307,6 +307,22 @@ class GeneratorModule(nn.Module):
         """The sizes r and r' of the factors, or None where the order has no split."""
         return self._network.ranks
 
+    @property
+    def split_obstacle(self) -> str | None:
+        """Why there are no factors, or None where there are."""
+        if self._network.ranks is not None:
+            return None
+        c = self.config
+        if c.topology in ("subspace", "frozen"):
+            return f"topology={c.topology!r} has no split into factors"
+        mixed = f"topology={c.topology!r} with " if c.order == "block_paired" else ""  # which splits for others
+        return f"{mixed}order={c.order!r} has no split into factors"
+
+    @property
+    def factored_groups(self) -> int:
+        """How many groups the factors have."""
+        return self.config.groups
+
     def _parameters_by_name(self) -> dict[str, Tensor]:
         work = torch.promote_types(self.dtype, torch.float32)
         named = {name: self._tensor(path).to(work) for name, path in self._paths}

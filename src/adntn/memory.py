@@ -24,8 +24,8 @@ def check_memory(blueprint: Blueprint, device: torch.device) -> None:
     if free is None or needed <= free:
         return
     c = blueprint.config
-    advice = "A smaller weight needs less."
-    states = ""
+    advice = "A smaller bond_dim, or a smaller weight, needs less."
+    size, states = f"bond_dim={c.chi}", ""
     if c.topology in TREES:
         states = (
             f"has a hidden state of {c.chi}**{blueprint.schedule[-2]} = {blueprint.hidden_size:,} entries in each of "
@@ -42,8 +42,14 @@ def check_memory(blueprint: Blueprint, device: torch.device) -> None:
         advice = "Fewer blocks or terms, or a tree, need less."
     elif blueprint.buffer_shapes:
         states = "hashes the place of every entry at once, and "
+        advice = "A smaller weight needs less."
+        if c.topology == "subspace":
+            size = f"{blueprint.parameter_shapes['coordinates'][1]:,} numbers"
+            advice = "A smaller subspace_dim, or a smaller weight, needs less."
+        else:
+            size = "nothing stored"
     raise GeneratorTooLargeError(
-        f"{c.topology} with bond_dim={c.chi} for a weight of shape {blueprint.shape} {states}needs about "
+        f"{c.topology} with {size} for a weight of shape {blueprint.shape} {states}needs about "
         f"{_gib(needed)}; {_gib(free)} are free. {advice}"
     )
 

@@ -7,6 +7,7 @@ of :mod:`adntn.baselines` have no levels, only shapes.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Mapping
@@ -228,6 +229,17 @@ def _check_names(options: Mapping[str, Any]) -> None:
                 f"a generator has no option {name!r}; it has {', '.join(known)}.{nearest(str(name), known)}"
             )
 
+
+_init = GeneratorConfig.__init__
+
+
+@functools.wraps(_init)
+def _init_of_known_options(self: GeneratorConfig, *args: Any, **options: Any) -> None:
+    _check_names(options)  # Python's own error would not name the nearest
+    _init(self, *args, **options)
+
+
+GeneratorConfig.__init__ = _init_of_known_options  # type: ignore[method-assign]
 
 _DEFAULTS = {f.name: f.default for f in fields(GeneratorConfig)}
 

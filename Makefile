@@ -8,6 +8,9 @@ BIN := $(VENV)/bin
 # Twice quiet: errors only.
 PIP_INSTALL := $(BIN)/pip install --quiet --quiet --disable-pip-version-check -c constraints.txt
 
+# Two processes of one thread each: threads of several processes get into each other's way on small products.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
 # One stamp for each set of extras; [dev] includes [run], so installing it brings both up to date.
 RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
@@ -24,11 +27,11 @@ demo: $(RUN_STAMP) ## Compress a small network and show what came of it; ARGS='.
 	@$(BIN)/adntn compress $(ARGS)
 
 test: $(DEV_STAMP) ## Run the quick tests; ARGS='...' go to pytest
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 # pytest exits with 5 when it finds no test: no slow tests yet is no failure.
 test-slow: $(DEV_STAMP) ## Run the slow tests; ARGS='...' go to pytest
-	$(BIN)/python -m pytest -m slow $(ARGS) || test $$? -eq 5
+	$(PYTEST) -m slow $(ARGS) || test $$? -eq 5
 
 lint: $(DEV_STAMP) ## Check style, format and types
 	$(BIN)/ruff check .

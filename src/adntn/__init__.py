@@ -8,7 +8,7 @@ adntn.save(model, "model.safetensors")
 
 from __future__ import annotations
 
-from adntn import adjoint, nn
+from adntn import adjoint, losses, nn
 from adntn._version import __version__
 from adntn.activations import register_activation
 from adntn.checkpoint import load, save
@@ -56,6 +56,7 @@ __all__ = [
     "fit_",
     "grow_",
     "load",
+    "losses",
     "materialize",
     "nn",
     "register_activation",

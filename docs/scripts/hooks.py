@@ -45,7 +45,8 @@ def readme(section: str) -> str:
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    # Long names in tables break at their underscores, not in the middle of a word.
+    # Long names in tables break at their underscores, not in the middle of a word; a mean stays with its deviation.
+    html = re.sub(r"(?<=\d) ± (?=\d)", "\u00a0±\u00a0", html)
     return _CODE_IN_CELL.sub(lambda cell: re.sub(r"(?<=\w)(_|::)(?=\w)", r"\1<wbr>", cell[0]), html)
 
 

@@ -1,4 +1,4 @@
-"""Two models that go through everything: one of odd layers and sizes, and a small vision transformer."""
+"""Models that go through everything: one of odd layers and sizes, a small vision transformer, a user's file."""
 
 from __future__ import annotations
 
@@ -116,3 +116,27 @@ CONFIGS = {
     "default": GeneratorConfig(),
     "mera, paired, prelu": GeneratorConfig(topology="mera", order="paired", activation="prelu", latent_order=2),
 }
+
+#: A user's file: the rows of an image as a series.
+SERIES = """
+from torch import nn
+
+class Series(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv1d(8, 24, 3, padding=1)
+        self.down = nn.Conv1d(24, 16, 2, stride=2)
+        self.up = nn.ConvTranspose1d(16, 16, 2, stride=2)
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.rnn = nn.LSTM(16, 16, batch_first=True)
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, image):
+        x = self.conv(image[:, 0]).relu()
+        x = self.up(self.down(x).relu()).mT
+        x = x + self.attention(x, x, x, need_weights=False)[0]
+        return self.head(self.rnn(x)[0][:, -1])
+
+def build():
+    return Series()
+"""

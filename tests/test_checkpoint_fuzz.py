@@ -239,14 +239,59 @@ def compress_all(model: nn.ModuleDict) -> None:
 
 
 def build_joint() -> nn.ModuleDict:
-    """Return a dense model for what format 2 brought: an attention, rows of a shared generator, a parameter."""
+    """Return a dense model for what format 2 brought: attentions, rows of a shared generator, parameters."""
     parts = {"first": nn.Linear(8, 8), "second": nn.Linear(8, 4), "attn": nn.MultiheadAttention(8, 2)}
-    return nn.ModuleDict({**parts, "rnn": nn.GRUCell(8, 8)})
+    return nn.ModuleDict({**parts, "cross": nn.MultiheadAttention(8, 2, kdim=4), "rnn": nn.LSTM(8, 2)})
 
 
 def compress_joint(model: nn.ModuleDict) -> None:
-    targets = ["first", "second", "attn", "rnn.weight_hh"]
+    targets = ["first", "second", "attn", "cross", "rnn.weight_hh_l0", "rnn.weight_ih_l0"]
     adntn.compress_(model, CONFIG, targets, shared=[("first", "second"), ("in_proj_weight", "out_proj")])
+
+
+class Leaning(nn.Module):
+    """A user's activation with a number that it learns in each group."""
+
+    def __init__(self, lean: float = 0.5, *, groups: int) -> None:
+        super().__init__()
+        self.lean = nn.Parameter(torch.full((groups, 1), lean))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return z.tanh() + self.lean * z
+
+
+def build_options() -> nn.ModuleDict:
+    """Return a dense model with a layer for every option of a generator that a file has to bring back."""
+    tied = {"first": nn.Linear(8, 8), "second": nn.Linear(8, 8), "mine": nn.Linear(8, 8), "wall": nn.Linear(8, 8)}
+    convs = {"conv": nn.Conv2d(4, 8, 3), "up": nn.ConvTranspose1d(4, 4, 2), "volume": nn.Conv3d(2, 4, 2)}
+    model = nn.ModuleDict({**tied, **convs, "table": nn.Embedding(9, 8, padding_idx=0), "plain": nn.Linear(8, 8)})
+    model["second"].weight = model["first"].weight
+    model["again"] = model["first"]
+    return model
+
+
+def compress_options(model: nn.ModuleDict) -> None:
+    adntn.register_activation("leaning", Leaning)
+    first = GeneratorConfig(topology="subspace", subspace_dim=5)
+    others = {
+        "first": first,
+        "second": first,
+        "mine": CONFIG.replace(activation="leaning(lean=0.25)", groups=2),
+        "wall": GeneratorConfig(topology="brickwall", columns=3, blocks=1, norm="rms"),
+        "conv": CONFIG.replace(kernel_radix=3, terms=2, gate=True, norm="layer"),
+        "up": GeneratorConfig(topology="tt", bond_dim=3),
+        "volume": GeneratorConfig(topology="attn", boundary_layers=2, activation="rational", latent_order=1),
+        "table": GeneratorConfig(topology="frozen"),
+    }
+    adntn.compress_(model, CONFIG, list(others), overrides=others)
+
+
+#: What is saved, how it is compressed, and the format of its file.
+BENCHES: dict[str, tuple[Callable[[], nn.ModuleDict], Callable[[nn.ModuleDict], None], int]] = {
+    "layers": (build, compress_all, 1),
+    "joint": (build_joint, compress_joint, 2),
+    "options": (build_options, compress_options, 1),
+}
 
 
 def values(model: nn.Module) -> dict[str, Tensor]:
@@ -282,9 +327,9 @@ class Bench:
         return outcome
 
 
-@pytest.fixture(params=["layers", "joint"])
-def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Bench:
-    make, compress = (build_joint, compress_joint) if request.param == "joint" else (build, compress_all)
+@pytest.fixture(params=BENCHES)
+def bench(request: pytest.FixtureRequest, tmp_path: Path, own_registry: None) -> Bench:
+    make, compress, version = BENCHES[request.param]
     torch.manual_seed(0)
     model, path = make(), tmp_path / "model.safetensors"
     compress(model)
@@ -293,6 +338,7 @@ def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Bench:
     compressed = make()
     compress(compressed)
     header, data = split(path.read_bytes())
+    assert json.loads(header["__metadata__"]["adntn"])["format"] == version
     header = json.loads(json.dumps(header, sort_keys=True))  # safetensors writes metadata in any order
     return Bench(join(header, data), values(model), {"dense": make(), "compressed": compressed}, path)
 
@@ -331,9 +377,9 @@ def check(bench: Bench, number: int, seed: int) -> None:
 
 
 def test_damaged_files_load_as_they_were_or_are_refused(bench: Bench) -> None:
-    check(bench, 250, seed=1)
+    check(bench, 135, seed=1)
 
 
 @pytest.mark.slow
 def test_ten_thousand_damaged_files_load_as_they_were_or_are_refused(bench: Bench) -> None:
-    check(bench, 5_000, seed=2)
+    check(bench, 3_400, seed=2)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from odd_models import SERIES
 from safetensors import safe_open
 from typer.testing import CliRunner, Result
 
@@ -183,6 +184,20 @@ def test_a_users_file_pattern_and_folder_are_shown_as_they_were_given() -> None:
     assert metrics["runs"][0]["layer_stored"] == 64 * 16
 
 
+@pytest.mark.usefixtures("untimed")
+def test_a_users_model_of_all_families_is_compared_with_its_controls() -> None:
+    Path("series.py").write_text(SERIES)
+    targets = "conv,down,up,attention,rnn.weight_hh_l0"
+    options = ["--model", "series.py:build", "--targets", targets, "--topology", "mera", "--train-limit", "40"]
+    options += ["--out", "mine"]
+    result = run("compress", *QUICK, *options, width=200)
+    assert result.exit_code == 0, result.output
+    runs = json.loads(Path("mine/metrics.json").read_text())["runs"]
+    assert [row["variant"] for row in runs] == ["dense", "mera", "deleted", "frozen-dense", "frozen-tree"]
+    assert [row["layer_trained"] > 0 for row in runs] == [True, True, False, False, False]
+    assert Path("mine/plots/weights.png").is_file()
+
+
 def test_ctrl_c_is_one_line_that_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
@@ -292,8 +307,8 @@ def test_the_options_of_a_command_are_those_of_a_config() -> None:
 
 @pytest.mark.usefixtures("untimed")
 def test_other_topologies_and_their_options_go_from_the_command_line_into_the_layers() -> None:
-    arguments = ["--topology", "ttn,brickwall,lowrank,frozen", "--columns", "3", "--gate", "--kernel-radix", "3"]
-    result = run("compress", *QUICK, "--controls", "frozen-tree", *arguments, "--out", "mine")
+    arguments = ["--topology", "ttn,brickwall,frozen", "--columns", "3", "--gate", "--kernel-radix", "3"]
+    result = run("compress", *QUICK, "--controls", "none", *arguments, "--train-limit", "40", "--out", "mine")
     assert result.exit_code == 0, result.output
     with safe_open("mine/models/brickwall-seed0.safetensors", "pt") as file:
         names = set(file.keys())

@@ -17,8 +17,18 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import adntn
-from adntn import AdntnError, CheckpointError, CompressionError, Generator, GeneratorConfig, ShapeError, compress_
+from adntn import (
+    AdntnError,
+    CheckpointError,
+    CompressionError,
+    ConfigError,
+    Generator,
+    GeneratorConfig,
+    ShapeError,
+    compress_,
+)
 from adntn.execution import cache
+from adntn.execution.plan import multiply_adds
 
 pytestmark = pytest.mark.usefixtures("few_objects")
 
@@ -215,12 +225,34 @@ def test_rows_within_one_generators_group_or_of_whole_ones_are_factored(groups: 
 def test_rows_that_cut_through_groups_run_dense() -> None:
     model = nn.ModuleDict({"a": nn.Linear(64, 48), "b": nn.Linear(64, 16)})
     compress_(model, CONFIG.replace(groups=2), shared=[("a", "b")])
-    assert [model[name].way.name for name in "ab"] == ["dense", "dense"]
-    model["b"].execution = "factored"
+    assert [model[name].way.name for name in "ab"] == ["dense", "factored"]  # b's rows are in one group
+    assert model["a"].way.reason == "its rows 0 to 48 cut through the generator's groups of 32, which have factors each"
+    assert model["b"].split_obstacle is None
+    with pytest.raises(ConfigError, match=r"execution='factored' is not possible: its rows 0 to 48 cut.* or 'dense'"):
+        model["a"].execution = "factored"
     assert model["a"].factors() is None
     x = torch.randn(3, 64)
     for layer in model.values():
         torch.testing.assert_close(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
+
+
+def test_an_order_without_split_is_the_reason_before_the_rows() -> None:
+    model = nn.ModuleDict({"a": nn.Linear(64, 48), "b": nn.Linear(64, 16)})
+    compress_(model, CONFIG.replace(groups=2, order="paired"), shared=[("a", "b")])
+    assert {model[name].way.reason for name in "ab"} == {"order='paired' has no split into factors"}
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4, 8])
+def test_the_arithmetic_of_a_view_is_that_of_its_own_groups(groups: int) -> None:
+    model = nn.ModuleDict({"a": nn.Linear(64, 64), "b": nn.Linear(64, 16), "c": nn.Linear(64, 48)})
+    compress_(model, CONFIG.replace(groups=groups, latent_order=2), shared=[("a", "b", "c")])
+    for layer in model.values():
+        factors = layer.factors()
+        if factors is None:
+            continue
+        a, c, b = factors  # each is met once by a row of the input
+        assert multiply_adds(layer).factored == a.numel() + c.numel() + b.numel()
+        assert layer.factored_groups == len(a)
 
 
 # --- there and back ---------------------------------------------------------------------------------------------------

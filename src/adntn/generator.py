@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Literal, cast, get_args
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -16,11 +15,12 @@ from torch import Tensor, nn
 from adntn import activations
 from adntn.adjoint import function as adjoint_function
 from adntn.adjoint.equations import nonlinearity
-from adntn.adjoint.reverse import Reverse, full_precision
+from adntn.adjoint.reverse import Made, Reverse, full_precision
 from adntn.baselines import Network, draw_network, network
 from adntn.contraction import Contraction, Factors
-from adntn.errors import ConfigError, GeneratorTooLargeError, check_choice
-from adntn.topology import TREES, Blueprint, GeneratorConfig
+from adntn.errors import ConfigError, check_choice
+from adntn.memory import check_memory
+from adntn.topology import Blueprint, GeneratorConfig
 
 __all__ = ["Backward", "Generator", "GeneratorModule"]
 
@@ -214,11 +214,9 @@ class GeneratorModule(nn.Module):
     def backward(self) -> str:
         """How gradients are made: ``"autograd"``, or ``"adjoint"`` by the paper's equations (:mod:`adntn.adjoint`).
 
-        The latter keeps only the parameters for the backward pass and computes the states anew there, which costs time,
-        and for a large weight more memory while that pass runs (``docs/adjoint.md`` has the numbers). It is how the
-        module runs, not what it is: neither the config nor a ``state_dict`` has it. Forward-mode derivatives and
-        ``torch.compile`` take the ordinary path either way. Of :meth:`factors`, the way up to the hidden state is
-        taken back so; the small readout is autograd's.
+        The latter keeps only the parameters for the backward pass and computes the states anew there, which costs some
+        time (``docs/adjoint.md`` has the numbers). It is how the module runs, not what it is: neither the config nor a
+        ``state_dict`` has it. Forward-mode derivatives and ``torch.compile`` take the ordinary path either way.
 
         Raises:
             ConfigError: when set to something else, or to ``"adjoint"`` on a baseline, which has no levels.
@@ -241,7 +239,7 @@ class GeneratorModule(nn.Module):
             if not isinstance(self._network, Contraction):
                 weight = self._network.weight(self._parameters_by_name())
             elif self._takes_adjoint():
-                weight = adjoint_function.run(Reverse(self._network, self.activation), "weight", self._tensors())
+                weight = self._run_adjoint(self._network, "weight")
             else:
                 parameters = self._parameters_by_name()
                 weight = self._network.weight(parameters, self._network.hidden(parameters, self._activate))
@@ -260,7 +258,7 @@ class GeneratorModule(nn.Module):
 
     def _hidden(self, network: Contraction) -> Tensor:
         if self._takes_adjoint() and network.hidden_plans:  # without hidden levels there is nothing to compute anew
-            return adjoint_function.run(Reverse(network, self.activation), "hidden", self._tensors())
+            return self._run_adjoint(network, "hidden")
         return network.hidden(self._parameters_by_name(), self._activate)
 
     def factors(self) -> Factors | None:
@@ -271,11 +269,10 @@ class GeneratorModule(nn.Module):
             in, r')``.
         """
         with full_precision(self.device):
-            parameters = self._parameters_by_name()
             if isinstance(self._network, Contraction):
-                factors = self._network.factors(parameters, self._hidden(self._network))
+                factors = self._tree_factors(self._network)
             else:
-                factors = self._network.factors(parameters)
+                factors = self._network.factors(self._parameters_by_name())
         if factors is None:
             return None
         a, c, b = (factor.to(self.dtype) for factor in factors)
@@ -292,16 +289,39 @@ class GeneratorModule(nn.Module):
             float32 at least.
         """
         with full_precision(self.device):
-            parameters = self._parameters_by_name()
-            if not isinstance(self._network, Contraction):
-                factors = self._network.factors(parameters)
-                return factors and (F.embedding(index, factors[0].flatten(0, 1)), *factors[1:])
-            return self._network.factors_at(parameters, self._hidden(self._network), index)
+            if isinstance(self._network, Contraction):
+                return self._tree_factors(self._network, index)
+            factors = self._network.factors(self._parameters_by_name())
+            return factors and (F.embedding(index, factors[0].flatten(0, 1)), *factors[1:])
+
+    def _tree_factors(self, network: Contraction, index: Tensor | None = None) -> Factors | None:
+        if self._takes_adjoint() and network.split is not None:
+            a = self._run_adjoint(network, "outer", index)
+            return a, self._run_adjoint(network, "centre"), self._run_adjoint(network, "inner")
+        parameters = self._parameters_by_name()
+        hidden = network.hidden(parameters, self._activate)
+        return network.factors(parameters, hidden) if index is None else network.factors_at(parameters, hidden, index)
 
     @property
     def ranks(self) -> tuple[int, int] | None:
         """The sizes r and r' of the factors, or None where the order has no split."""
         return self._network.ranks
+
+    @property
+    def split_obstacle(self) -> str | None:
+        """Why there are no factors, or None where there are."""
+        if self._network.ranks is not None:
+            return None
+        c = self.config
+        if c.topology in ("subspace", "frozen"):
+            return f"topology={c.topology!r} has no split into factors"
+        mixed = f"topology={c.topology!r} with " if c.order == "block_paired" else ""  # which splits for others
+        return f"{mixed}order={c.order!r} has no split into factors"
+
+    @property
+    def factored_groups(self) -> int:
+        """How many groups the factors have."""
+        return self.config.groups
 
     def _parameters_by_name(self) -> dict[str, Tensor]:
         work = torch.promote_types(self.dtype, torch.float32)
@@ -312,9 +332,9 @@ class GeneratorModule(nn.Module):
     def _takes_adjoint(self) -> bool:
         return self._backward == "adjoint" and adjoint_function.is_possible()
 
-    def _tensors(self) -> dict[str, Tensor]:
-        """Return all parameters as they are, the activations' too."""
-        return {name: self.get_core(name) for name, _ in self.generator_parameters()}
+    def _run_adjoint(self, network: Contraction, made: Made, index: Tensor | None = None) -> Tensor:
+        parameters = {name: self.get_core(name) for name, _ in self.generator_parameters()}
+        return adjoint_function.run(Reverse(network, self.activation), made, parameters, index)
 
     def _activate(self, number: int, z: Tensor) -> Tensor:
         gate = self.get_core(f"gate.level.{number}") if self.config.gate else None
@@ -409,59 +429,3 @@ def _keep_order(registered: dict[str, Any], before: list[str], mine: set[str]) -
     added = [name for name in registered if name not in others]
     for name in [*others[:lead], *added, *others[lead:]]:
         registered[name] = registered.pop(name)
-
-
-def check_memory(blueprint: Blueprint, device: torch.device) -> None:
-    """Refuse a generator whose arrays cannot fit, before any is allocated.
-
-    Raises:
-        GeneratorTooLargeError: the estimate from the schedule exceeds the free memory.
-    """
-    free = _free_memory(device)
-    # Calibration works in float64 on the CPU; on another device only the float32 pass counts, or a hash's integers.
-    needed = blueprint.peak_entries() * (8 if device.type == "cpu" or blueprint.buffer_shapes else 4)
-    if free is None or needed <= free:
-        return
-    c = blueprint.config
-    advice = "A smaller weight needs less."
-    states = ""
-    if c.topology in TREES:
-        states = (
-            f"has a hidden state of {c.chi}**{blueprint.schedule[-2]} = {blueprint.hidden_size:,} entries in each of "
-            f"{c.groups} group(s) and {c.terms} term(s), and "
-        )
-        advice = (
-            f"A smaller bond_dim, or bond_dim and radix raised together (radix={c.chi} has fewer modes), or groups of "
-            "a small bond_dim need less."
-        )
-    elif c.topology == "brickwall":
-        states = (
-            f"keeps the state of each of {c.num_blocks} block(s) and {c.terms} term(s), as large as the weight, and "
-        )
-        advice = "Fewer blocks or terms, or a tree, need less."
-    elif blueprint.buffer_shapes:
-        states = "hashes the place of every entry at once, and "
-    raise GeneratorTooLargeError(
-        f"{c.topology} with bond_dim={c.chi} for a weight of shape {blueprint.shape} {states}needs about "
-        f"{_gib(needed)}; {_gib(free)} are free. {advice}"
-    )
-
-
-def _gib(count: int) -> str:
-    return f"{count / 2**30:,.1f} GiB" if count < 2**80 else f"{count >> 30:,} GiB"
-
-
-def _free_memory(device: torch.device) -> int | None:
-    """Return the free bytes of a device, or None where that cannot be asked."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    if device.type != "cpu":
-        return None
-    try:
-        with Path("/proc/meminfo").open() as lines:
-            for line in lines:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return None

@@ -20,7 +20,8 @@ from adntn.baselines import network
 from adntn.embedding import Embedding, embed
 from adntn.errors import CompressionError, ConfigError
 from adntn.fit import FitOptions, FitReport, fit_, relative_error
-from adntn.generator import Generator, GeneratorModule, check_memory
+from adntn.generator import Generator, GeneratorModule
+from adntn.memory import check_memory
 from adntn.optimizers import Carried, carry_over
 from adntn.targets import held_by_optimizer
 from adntn.topology import Blueprint, GeneratorConfig

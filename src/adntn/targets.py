@@ -345,7 +345,7 @@ def _find_optimizer(weights: Mapping[int, str], known: Collection[int]) -> str |
             continue
         # One whose constructor failed may still be alive, without groups.
         for group in getattr(thing, "param_groups", ()):
-            held = [weights[id(p)] for p in group["params"] if id(p) in weights]
+            held = list(dict.fromkeys(weights[id(p)] for p in group["params"] if id(p) in weights))
             if held:
                 return (
                     f"a {type(thing).__name__} optimiser already holds the weight of {listing(held)} and would go on "

@@ -7,6 +7,7 @@ of :mod:`adntn.baselines` have no levels, only shapes.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Mapping
@@ -229,6 +230,17 @@ def _check_names(options: Mapping[str, Any]) -> None:
             )
 
 
+_init = GeneratorConfig.__init__
+
+
+@functools.wraps(_init)
+def _init_of_known_options(self: GeneratorConfig, *args: Any, **options: Any) -> None:
+    _check_names(options)  # Python's own error would not name the nearest
+    _init(self, *args, **options)
+
+
+GeneratorConfig.__init__ = _init_of_known_options  # type: ignore[method-assign]
+
 _DEFAULTS = {f.name: f.default for f in fields(GeneratorConfig)}
 
 
@@ -367,6 +379,6 @@ class Blueprint:
         if c.topology == "lowrank" or (c.topology == "tt" and t.splits_axes and c.order in ("flat", "blocked")):
             return weight + self.size
         if c.topology == "tt":
-            return weight + 2 * t.padded_size
+            return weight + 2 * t.padded_size + self.size  # with the place of each entry
         states = sum(level.entries_in for level in self.levels)
         return weight + c.trees * 7 * states + 3 * c.terms * t.padded_size // 2

@@ -111,6 +111,9 @@ def test_nothing_but_the_parameters_is_kept(options: dict[str, Any]) -> None:
     assert ours == stored
     assert autograds > 10 * ours
     assert kept(gen.hidden)[0] < stored
+    index = torch.randint(256, (7,))
+    assert kept(gen.factors)[0] == stored
+    assert kept(lambda: gen.factors_at(index))[0] == stored + index.numel() * index.element_size()
     weight.sum().backward()
     assert all(p.grad is not None for p in gen.parameters())
 
@@ -120,6 +123,68 @@ def test_first_and_second_derivatives_are_those_of_finite_differences(case: Case
     function, values = as_function(both(case)[1])
     assert torch.autograd.gradcheck(function, values, fast_mode=True)
     assert torch.autograd.gradgradcheck(function, values, fast_mode=True)
+
+
+def factors_as_function(gen: Generator, *, of_rows: bool) -> tuple[Any, tuple[Tensor, ...]]:
+    """A, C and B side by side, of A all rows or some of them twice."""
+    _, values = as_function(gen)
+    names = [name for name, _ in gen.named_parameters()]
+    index = torch.tensor([[1, 0], [3, 1]])
+    module = AsFactors(gen, index if of_rows else None)
+
+    def function(*values: Tensor) -> Tensor:
+        named = {f"gen.{name}": value for name, value in zip(names, values, strict=True)}
+        made: Tensor = torch.func.functional_call(module, named, ())
+        return made
+
+    return function, values
+
+
+class AsFactors(nn.Module):
+    def __init__(self, gen: Generator, index: Tensor | None) -> None:
+        super().__init__()
+        self.gen, self.index = gen, index
+
+    def forward(self) -> Tensor:
+        factors = self.gen.factors() if self.index is None else self.gen.factors_at(self.index)
+        assert factors is not None
+        return torch.cat([factor.flatten() for factor in factors])
+
+
+@pytest.mark.parametrize("of_rows", [False, True])
+@pytest.mark.parametrize("name", [name for name in CASES if "paired" not in name])
+def test_derivatives_of_the_factors_stand_what_those_of_the_weight_do(name: str, of_rows: bool) -> None:
+    plain, ours = both(CASES[name])
+    (f, values), (g, _) = (factors_as_function(gen, of_rows=of_rows) for gen in (plain, ours))
+    assert torch.autograd.gradcheck(g, values, fast_mode=True)
+    assert torch.autograd.gradgradcheck(g, values, fast_mode=True)
+    values = tuple(v.detach() for v in values)
+    tangents = tuple(torch.randn_like(v) for v in values)
+    for mine, theirs in zip(torch.func.jvp(g, values, tangents), torch.func.jvp(f, values, tangents), strict=True):
+        assert_close(mine, theirs)
+
+    def slope(function: Any) -> Any:
+        return torch.func.grad(lambda *v: function(*v).square().sum(), argnums=tuple(range(len(values))))
+
+    stacks = tuple(torch.stack([v, 1.5 * v]) for v in values)
+    together, one = torch.func.vmap(slope(g))(*stacks), slope(f)(*(s[1] for s in stacks))
+    for mine, theirs in zip(together, one, strict=True):
+        assert_close(mine[1], theirs)
+    over = [torch.func.jvp(slope(h), values, tangents)[1] for h in (f, g)]  # forward over reverse
+    for mine, theirs in zip(over[1], over[0], strict=True):
+        assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("index", [torch.tensor([[3, 3], [39, 0]]), torch.tensor(7), torch.zeros(2, 0).long()], ids=str)
+def test_an_embedding_takes_its_rows_back_by_the_adjoint(index: Tensor) -> None:
+    layer = adntn.nn.Embedding(40, 16, config=GeneratorConfig(topology="mera", terms=2), dtype=torch.float64)
+    gradients = []
+    for layer.backward in ("autograd", "adjoint"):
+        layer.zero_grad()
+        layer(index).square().sum().backward()
+        gradients.append([p.grad for p in layer.parameters()])
+    for mine, theirs in zip(gradients[1], gradients[0], strict=True):
+        assert_close(mine, theirs)
 
 
 @every_case

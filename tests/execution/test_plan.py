@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conformance_cases import LAYERS, LayerCase
+from conformance_layers import LAYERS, LayerCase
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from adntn import Generator, GeneratorConfig
@@ -123,11 +123,21 @@ def test_auto_takes_the_way_with_clearly_less_arithmetic(layer: LayerCase) -> No
         assert module.way.name == ("factored" if layer.splits else "dense")
 
 
-@pytest.mark.parametrize("options", [{"order": "paired"}, {"order": "block_paired", "topology": "mera"}], ids=str)
-def test_an_order_without_split_runs_dense_and_says_why(options: dict[str, Any]) -> None:
-    way = choose("auto", generator((64, 64), **options), Work(2, 1))
-    assert way.name == "dense"
-    assert repr(options["order"]) in way.reason
+@pytest.mark.parametrize(
+    "options, why",
+    [
+        ({"order": "paired"}, "order='paired' has no split"),
+        ({"order": "block_paired", "topology": "mera"}, "topology='mera' with order='block_paired' has no split"),
+        ({"order": "paired", "topology": "tt"}, "order='paired' has no split"),
+        ({"topology": "frozen"}, "topology='frozen' has no split"),
+    ],
+    ids=str,
+)
+def test_what_has_no_split_runs_dense_and_says_why(options: dict[str, Any], why: str) -> None:
+    gen = generator((64, 64), **options)
+    way = choose("auto", gen, Work(2, 1))
+    assert (way.name, way.reason) == ("dense", f"{why} into factors")
+    assert gen.factors() is None
 
 
 def test_what_is_asked_for_is_done() -> None:

@@ -1,87 +1,20 @@
-"""What stands where a layer stood, and what a frozen weight does while the rest is trained."""
+"""What deleting and freezing do to a model, dense or generated."""
 
 from __future__ import annotations
+
+import copy
 
 import pytest
 import torch
 import torch.nn.functional as F
+from odd_models import OddModel, VisionTransformer
 from torch import nn
 
 from adntn import GeneratorConfig, compress_
 from adntn.errors import CompressionError
-from adntn.experiments.controls import Deleted, delete_, freeze_weights_
-
-
-@pytest.mark.parametrize(
-    "layer, shape",
-    [
-        (nn.Linear(5, 5), (2, 5)),
-        (nn.Linear(5, 5), (5,)),
-        (nn.Linear(5, 5), (2, 3, 4, 5)),
-        (nn.Conv2d(5, 5, 3, padding=1), (2, 5, 6, 7)),
-        (nn.Conv2d(5, 5, 3, padding="same", dilation=2), (2, 5, 6, 7)),
-        (nn.Conv2d(5, 5, 1), (2, 5, 6, 7)),
-    ],
-    ids=str,
-)
-def test_it_is_the_identity_where_shapes_agree(layer: nn.Linear | nn.Conv2d, shape: tuple[int, ...]) -> None:
-    x = torch.randn(shape)
-    assert torch.equal(Deleted(layer)(x), x)
-
-
-@pytest.mark.parametrize(
-    "layer, shape",
-    [
-        (nn.Linear(5, 9), (2, 5)),
-        (nn.Linear(5, 2), (2, 3, 5)),
-        (nn.Conv2d(4, 6, 3), (2, 4, 7, 9)),
-        (nn.Conv2d(4, 2, 3, padding="valid"), (2, 4, 7, 9)),
-        (nn.Conv2d(4, 4, 3, stride=2, padding="valid"), (2, 4, 8, 9)),
-        (nn.Conv2d(4, 4, (3, 2), stride=(2, 1), padding="valid", dilation=(1, 3)), (2, 4, 8, 9)),
-        (nn.Conv2d(4, 4, 3, padding="same"), (2, 4, 7, 9)),
-        (nn.Conv2d(4, 8, 3, stride=2, padding=1), (2, 4, 8, 8)),
-        (nn.Conv2d(4, 8, (5, 3), stride=(3, 2), padding=(0, 2), dilation=(1, 2)), (2, 4, 11, 8)),
-        (nn.Conv2d(4, 4, 1, padding=1), (2, 4, 5, 6)),
-        (nn.Conv2d(4, 8, 3, padding=1, groups=4), (2, 4, 5, 6)),
-    ],
-    ids=str,
-)
-def test_its_output_has_the_shape_of_the_layers(layer: nn.Linear | nn.Conv2d, shape: tuple[int, ...]) -> None:
-    x = torch.randn(shape)
-    assert Deleted(layer)(x).shape == layer(x).shape
-
-
-def test_features_are_padded_with_zeros_or_cropped() -> None:
-    x = torch.randn(2, 3, 5)
-    wider = Deleted(nn.Linear(5, 8))(x)
-    assert torch.equal(wider[..., :5], x)
-    assert not wider[..., 5:].any()
-    assert torch.equal(Deleted(nn.Linear(5, 2))(x), x[..., :2])
-
-
-def test_channels_are_padded_with_zeros_or_cropped() -> None:
-    x = torch.randn(2, 3, 4, 5)
-    wider = Deleted(nn.Conv2d(3, 7, 3, padding=1))(x)
-    assert torch.equal(wider[:, :3], x)
-    assert not wider[:, 3:].any()
-    assert torch.equal(Deleted(nn.Conv2d(3, 2, 3, padding=1))(x), x[:, :2])
-
-
-def test_a_map_that_shrinks_is_averaged() -> None:
-    x = torch.randn(2, 3, 8, 8)
-    torch.testing.assert_close(Deleted(nn.Conv2d(3, 3, 3, stride=2, padding=1))(x), F.avg_pool2d(x, 2))
-    torch.testing.assert_close(Deleted(nn.Conv2d(3, 3, 8))(x), x.mean(dim=(2, 3), keepdim=True))
-
-
-def test_it_has_no_parameter_and_passes_the_gradient_on() -> None:
-    deleted = Deleted(nn.Conv2d(3, 7, 3, stride=2))
-    assert not list(deleted.parameters())
-    assert not deleted.state_dict()
-    assert "outputs=7" in repr(deleted)
-    x = torch.randn(2, 3, 8, 8, requires_grad=True)
-    deleted(x).sum().backward()
-    assert x.grad is not None
-    assert x.grad.any()
+from adntn.experiments.controls import chosen_weights, delete_, freeze_weights_, stored_numbers
+from adntn.experiments.deleted import Deleted
+from adntn.targets import select
 
 
 class Net(nn.Module):
@@ -115,9 +48,95 @@ def test_layers_are_deleted_in_place_wherever_they_stand() -> None:
     }
 
 
-def test_only_linear_layers_and_convolutions_can_be_deleted() -> None:
-    with pytest.raises(CompressionError, match=r"'body\.2' is a LayerNorm"):
+def test_what_cannot_be_deleted_is_named() -> None:
+    with pytest.raises(CompressionError, match=r"'body\.2': a LayerNorm cannot be deleted; linear layers, conv"):
         delete_(Net(), ["body.2"])
+    for act in (delete_, freeze_weights_):
+        with pytest.raises(CompressionError, match=r"no layer or parameter 'hed'.*Did you mean 'head'"):
+            act(Net(), ["hed"])
+
+
+@pytest.mark.parametrize("cls", [nn.RNN, nn.LSTM, nn.GRU])
+def test_a_deleted_parameter_is_zero_and_not_stored(cls: type[nn.RNNBase]) -> None:
+    rnn = cls(5, 7)
+    model, same = nn.Sequential(rnn), copy.deepcopy(rnn)
+    delete_(model, ["0.weight_hh_l0"])
+    with torch.no_grad():
+        same.weight_hh_l0.zero_()
+    x = torch.randn(4, 2, 5)
+    for each in (rnn, copy.deepcopy(rnn), copy.deepcopy(rnn).double().float()):
+        assert torch.equal(each(x)[0], same(x)[0])
+        assert "weight_hh_l0" not in dict(each.named_parameters())
+        assert "weight_hh_l0" not in each.state_dict()
+
+
+def test_a_deleted_position_is_zero() -> None:
+    model = VisionTransformer()
+    delete_(model, ["place"])
+    assert not model.place.any()
+    assert model(*model.inputs()).shape == (2, 10)
+
+
+def test_everything_of_a_model_can_be_deleted() -> None:
+    model = OddModel()
+    names = select(model, ["re:.*", r"re:rnn\.weight_.*"])
+    delete_(model, names)
+    assert model(*model.inputs()).shape == (2, 6, OddModel.vocabulary)
+    assert {name.partition(".")[0] for name, _ in model.named_parameters()} == {"norm"}
+    assert not [m for m in model.modules() if isinstance(m, (nn.Linear, nn.Embedding, nn.MultiheadAttention))]
+
+
+def test_an_encoder_of_torchs_runs_without_its_attention() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = nn.TransformerEncoder(layer, 2)
+    delete_(model, ["layers.0.self_attn", "layers.0.self_attn.out_proj", "layers.1.self_attn.out_proj"])
+    x = torch.randn(3, 5, 8)
+    trained = model(x)
+    assert trained.shape == x.shape
+    with torch.no_grad():
+        assert model.eval()(x).shape == x.shape
+
+
+WEIGHTS = {
+    "embedding": nn.Embedding(9, 8),
+    "conv1d": nn.Conv1d(8, 8, 3),
+    "conv3d": nn.Conv3d(4, 8, 2),
+    "transposed": nn.ConvTranspose2d(4, 8, 2),
+    "attention": nn.MultiheadAttention(8, 2, add_bias_kv=True),
+    "separate": nn.MultiheadAttention(8, 2, kdim=6, vdim=7),
+    "lstm": nn.LSTM(8, 8, num_layers=2),
+    "gru": nn.GRUCell(8, 8),
+}
+
+
+@pytest.mark.parametrize("generated", [False, True], ids=["dense", "generated"])
+def test_exactly_the_weights_that_are_replaced_are_frozen(generated: bool) -> None:
+    model = nn.ModuleDict(copy.deepcopy(WEIGHTS))
+    names = select(model, ["re:.*", "lstm.weight_hh_l1", "gru.weight_ih"])
+    kept = set(dict(model.named_parameters()))
+    replaced = {
+        *("embedding.weight", "conv1d.weight", "conv3d.weight", "transposed.weight"),
+        *("attention.in_proj_weight", "attention.out_proj.weight", "separate.out_proj.weight"),
+        *(f"separate.{name}_proj_weight" for name in "qkv"),
+        *("lstm.weight_hh_l1", "gru.weight_ih"),
+    }
+    if generated:
+        compress_(model, GeneratorConfig(latent_order=2, activation="prelu", gate=True, topology="mera"), names)
+    freeze_weights_(model, names)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == kept - replaced
+    weights = chosen_weights(model, names)
+    assert {name.removesuffix(".weight") for name in replaced} == weights.keys()
+    stored = sum(p.numel() for weight in weights.values() for p in stored_numbers(weight))
+    assert stored == sum(p.numel() for p in model.parameters() if not p.requires_grad)
+
+
+def test_weights_have_one_name_dense_and_generated() -> None:
+    model = OddModel()
+    names = select(model, ["re:.*", r"re:rnn\.weight_.*"])
+    dense = list(chosen_weights(model, names))
+    model.compress(GeneratorConfig(latent_order=2))
+    assert list(chosen_weights(model, names)) == dense
 
 
 @pytest.mark.parametrize("generated", [False, True], ids=["dense", "generated"])

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from odd_models import SERIES
 from torch import nn
 
 from adntn.checkpoint import load
@@ -281,11 +282,56 @@ def test_a_job_that_cannot_be_done_leaves_no_folder(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_job_takes_layers_with_one_weight_only() -> None:
+def test_a_job_takes_all_that_can_be_generated() -> None:
     model = nn.ModuleDict({"attn": nn.MultiheadAttention(8, 2), "rnn": nn.GRUCell(8, 8), "head": nn.Linear(8, 2)})
-    assert chosen_layers(replace(JOB, model="mine"), model) == ["head"]
-    with pytest.raises(CompressionError, match=r"'attn', 'attn\.out_proj', 'rnn\.weight_hh' none is a layer with one"):
-        chosen_layers(replace(JOB, targets=("attn", "rnn.weight_hh")), model)
+    assert chosen_layers(replace(JOB, model="mine"), model) == ["attn", "attn.out_proj", "head"]
+    named = replace(JOB, targets=("attn", "rnn.weight_hh"))
+    assert chosen_layers(named, model) == ["attn", "attn.out_proj", "rnn.weight_hh"]
+
+
+# --- a user's model of other families --------------------------------------------------------------------------------
+
+SERIES_WEIGHTS = {
+    "conv": 24 * 8 * 3,
+    "down": 16 * 24 * 2,
+    "up": 16 * 16 * 2,
+    "attention.in_proj_weight": 48 * 16,
+    "attention.out_proj": 16 * 16,
+    "rnn.weight_hh_l0": 64 * 16,
+}
+
+
+@pytest.mark.usefixtures("untimed")
+def test_a_users_model_of_all_families_is_trained_beside_its_controls(tmp_path: Path) -> None:
+    (tmp_path / "series.py").write_text(SERIES)
+    targets = ("conv", "down", "up", "attention", "rnn.weight_hh_l0")
+    job = replace(JOB, model=f"{tmp_path / 'series.py'}:build", targets=targets, topologies=("ttn",), seeds=(1,))
+    job = replace(job, train_limit=40, test_limit=20)
+    outcome = run_job(job, tmp_path / "run")
+    rows = {row.variant: row for row in outcome.rows}
+    make = model_builder(job.model, (1, 8, 8), 10)
+    whole, dense = sum(p.numel() for p in make().parameters()), sum(SERIES_WEIGHTS.values())
+    tree = rows["ttn"].layer_stored
+    assert 0 < tree < dense / 4
+    assert {v: (row.layer_stored, row.layer_trained) for v, row in rows.items()} == {
+        "dense": (dense, dense),
+        "ttn": (tree, tree),
+        "deleted": (0, 0),
+        "frozen-dense": (dense, 0),
+        "frozen-tree": (tree, 0),
+    }
+    assert rows["frozen-dense"].model_trained == rows["frozen-tree"].model_trained == whole - dense
+    biases = 24 + 16 + 16 + 48 + 16  # a deleted layer's bias goes with it, not a parameter's module
+    assert rows["deleted"].model_stored == whole - dense - biases
+    assert [name for name, _ in outcome.weights["ttn"]] == list(SERIES_WEIGHTS)[:4]
+    assert [name for name, _ in outcome.weights["dense"]] == list(SERIES_WEIGHTS)[:4]
+    start = variant_model(job, make, chosen_layers(job, make()), "frozen-dense", 1)
+    end = load(make(), tmp_path / "run" / model_file("frozen-dense", 1))
+    moved = {name for name, p in start.named_parameters() if not torch.equal(p, end.get_parameter(name))}
+    assert moved == set(dict(end.named_parameters())) - {
+        f"{name}.weight" if name in dict(end.named_modules()) else name for name in SERIES_WEIGHTS
+    }
+    assert run_job(job, tmp_path / "run").rows == outcome.rows
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")

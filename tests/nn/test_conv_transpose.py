@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from adntn import GeneratorConfig
-from adntn.errors import ShapeError
+from adntn.errors import ConfigError, ShapeError
 from adntn.nn import GENERATED, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d, GeneratedLayer
 
 CONFIG = GeneratorConfig(topology="mera", order="blocked")
@@ -136,6 +136,11 @@ def test_what_torch_refuses_is_refused(wrong: dict[str, Any]) -> None:
     for kind in (nn.ConvTranspose2d, ConvTranspose2d):
         with pytest.raises(ValueError, match=r"\w"):
             kind(8, 12, 3, **wrong)
+
+
+def test_a_word_as_padding_is_refused() -> None:
+    with pytest.raises(ConfigError, match="padding='same' is not possible for a transposed convolution; give whole"):
+        ConvTranspose2d(8, 8, 3, padding="same")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("channels", [(0, 8), (8, 0)], ids=str)

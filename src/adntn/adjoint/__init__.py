@@ -1,7 +1,8 @@
 """The paper's adjoint equations, written out: gradients of every parameter without autograd.
 
-:mod:`.equations` has one function for each equation, on one level; :mod:`.reverse` runs a whole generator backwards;
-:mod:`.function` lets torch's backward pass do so, with ``Generator(..., backward="adjoint")``.
+:mod:`.equations` has one function for each equation, on one level; :mod:`.plans` is how they are run, with cores merged
+as on the way forward; :mod:`.readout` and :mod:`.reverse` run a whole generator backwards; :mod:`.function` lets the
+backward pass of torch do so, with ``Generator(..., backward="adjoint")``.
 
 - :func:`pre_activation_adjoint`: Eqs. 51 and 63, the state's adjoint times the activation's derivative
 - :func:`state_adjoint`: Eqs. 52, 57, 64 and 65, the network run backwards

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from adntn.adjoint.reverse import Reverse, full_precision
+from adntn.adjoint.reverse import Made, Reverse, full_precision
 
 __all__ = ["is_possible", "run"]
-
-Made = Literal["hidden", "weight"]
 
 
 def is_possible() -> bool:
@@ -24,17 +22,21 @@ def is_possible() -> bool:
     return not torch.compiler.is_compiling() and forward_ad._current_level < 0
 
 
-def run(reverse: Reverse, made: Made, parameters: dict[str, Tensor]) -> Tensor:
-    """Return the hidden state or the weight; on the way back the states are computed anew.
+def run(reverse: Reverse, made: Made, parameters: dict[str, Tensor], index: Tensor | None = None) -> Tensor:
+    """Return what :meth:`Reverse.make` makes; on the way back the states are computed anew.
 
     Args:
         reverse: of the generator.
         made: what to make of the parameters.
-        parameters: by name, in their own dtype.
+        parameters: all of them by name, in their own dtype.
+        index: of rows of A, where these are to be made.
     """
-    if made == "hidden":
-        parameters = reverse.before_readout(parameters)
-    result: Tensor = _Recomputed.apply(reverse, made, tuple(parameters), *parameters.values())  # type: ignore[no-untyped-call]
+    names = reverse.depends_on(made, parameters)
+    if not names:  # a factor without cores
+        return reverse.make(made, parameters, index)
+    result: Tensor = _Recomputed.apply(  # type: ignore[no-untyped-call]
+        reverse, made, names, index, *(parameters[name] for name in names)
+    )
     return result
 
 
@@ -42,9 +44,8 @@ class _Recomputed(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(reverse: Reverse, made: Made, names: tuple[str, ...], *tensors: Tensor) -> Tensor:
-        parameters = dict(zip(names, tensors, strict=True))
-        return reverse.hidden(parameters) if made == "hidden" else reverse.weight(parameters)
+    def forward(reverse: Reverse, made: Made, names: tuple[str, ...], index: Tensor | None, *tensors: Tensor) -> Tensor:
+        return reverse.make(made, dict(zip(names, tensors, strict=True)), index)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -53,8 +54,8 @@ class _Recomputed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        parameters = dict(zip(ctx.names, ctx.saved_tensors, strict=True))
-        adjoint = ctx.reverse.hidden_adjoint if ctx.made == "hidden" else ctx.reverse.weight_adjoint
+        index, *tensors = ctx.saved_tensors
+        parameters = dict(zip(ctx.names, tensors, strict=True))
         with full_precision(upstream.device):  # a backward pass may run under autocast too
-            gradients = adjoint(parameters, upstream)
-        return None, None, None, *(gradients[name] for name in ctx.names)
+            gradients = ctx.reverse.adjoint(ctx.made, parameters, upstream, index)
+        return None, None, None, None, *(gradients[name] for name in ctx.names)

@@ -3,34 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator
+from collections.abc import Set as AbstractSet
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from adntn import activations
-from adntn.adjoint.equations import (
-    Block,
-    block_matrix,
-    core_gradient,
-    expand_or_mix,
-    gate_gradient,
-    level_blocks,
-    nonlinearity,
-    pre_activation_adjoint,
-    state_adjoint,
-)
+from adntn.adjoint.equations import nonlinearity, pre_activation_adjoint
+from adntn.adjoint.plans import Parts, apply_adjoint, stacked
+from adntn.adjoint.readout import ReadoutAdjoint
 from adntn.contraction import Contraction, Cores
-from adntn.errors import ConfigError
-from adntn.levels import Core, Level
+from adntn.errors import ConfigError, ShapeError
+from adntn.levels import Level
+from adntn.tensorize import IN, OUT
 from adntn.topology import Blueprint
 
-__all__ = ["Generating", "Reverse", "full_precision", "weight_adjoint"]
+__all__ = ["Generating", "Made", "Reverse", "full_precision", "weight_adjoint"]
 
 Gradients = dict[str, Tensor]
+#: The state before the readout, the weight, or one of its factors A, C and B.
+Made = Literal["hidden", "weight", "outer", "centre", "inner"]
+_SIDES = {"outer": OUT, "inner": IN}
 
 
 class Generating(Protocol):
@@ -71,10 +67,12 @@ def weight_adjoint(generator: Generating, upstream: Tensor) -> dict[str, Tensor]
     blueprint = generator.blueprint
     if not blueprint.levels:
         raise ConfigError(f"topology={blueprint.config.topology!r} is a baseline without levels: it has no adjoint.")
+    if tuple(upstream.shape) != blueprint.shape:
+        given = tuple(upstream.shape)
+        raise ShapeError(f"the adjoint of a weight has its shape, {blueprint.shape}; got one of shape {given}.")
     with torch.no_grad(), full_precision(upstream.device):
         parameters = dict(generator.generator_parameters())
-        reverse = Reverse(Contraction(blueprint), generator.activation)
-        return reverse.weight_adjoint(parameters, upstream)
+        return Reverse(Contraction(blueprint), generator.activation).adjoint("weight", parameters, upstream)
 
 
 def full_precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
@@ -118,26 +116,10 @@ class _Bound:
         return gradients
 
 
-@dataclass
-class _Pass:
-    """What a level's way forward leaves for its way back: of every block its matrix and what it was given."""
-
-    cores: Cores
-    blocks: list[tuple[Block, Tensor, Tensor]]
-
-    def back(self, upstream: Tensor) -> tuple[dict[Core, Tensor], Tensor]:
-        """Return the gradient of each core and the adjoint of the state before the level."""
-        gradients: dict[Core, Tensor] = {}
-        while self.blocks:  # each state is let go as soon as it has been met
-            block, matrix, state = self.blocks.pop()
-            gradient = gate_gradient if block.gates else core_gradient
-            gradients.update(gradient(block, self.cores, state, upstream))
-            upstream = state_adjoint(block, matrix, upstream)
-        return gradients, upstream
-
-
 class Reverse:
     """Forward and adjoint of one generator, as functions of its parameters by name.
+
+    Each of what can be made, see :data:`Made`, is a function of its own of the parameters that it depends on.
 
     Args:
         network: of a tree or a brick wall.
@@ -149,85 +131,77 @@ class Reverse:
         self.modules = modules
         self.config = network.blueprint.config
 
-    def before_readout(self, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the parameters on which the hidden state depends."""
-        names = [stack.name for stack in self.network.blueprint.levels[-1].stacks]
-        readout = {*names, *(f"gate.{name}" for name in names)}
-        return {name: tensor for name, tensor in parameters.items() if name not in readout}
+    def depends_on(self, made: Made, names: Iterable[str]) -> tuple[str, ...]:
+        """Return those of the parameters on which something depends."""
+        readout = {stack.name for stack in self.network.blueprint.levels[-1].stacks}
+        met: AbstractSet[str] = readout if made == "weight" else frozenset()
+        if made not in ("hidden", "weight"):
+            assert self.network.split is not None
+            met = getattr(self.network.split, made).stacks
+        met, readout = _with_gates(met), _with_gates(readout)
+        return tuple(name for name in names if name in met or (name not in readout and made not in _SIDES))
 
-    def hidden(self, parameters: Cores) -> Tensor:
-        """Return the state before the readout, shape ``(trees, bond_dim**H)``."""
-        named = _in_working_precision(parameters)
-        return self.network.hidden(named, lambda number, z: self._activate(named, number, z))
+    def make(self, made: Made, parameters: Cores, index: Tensor | None = None) -> Tensor:
+        """Return what is to be made, in float32 at least.
 
-    def weight(self, parameters: Cores) -> Tensor:
-        """Return the weight, shape ``(out, in, *kernel)``."""
+        Args:
+            made: what.
+            parameters: by name, at least those that it depends on.
+            index: of rows of A, if of ``"outer"`` these are wanted.
+        """
         named = _in_working_precision(parameters)
-        return self.network.weight(named, self.hidden(named))
+        if made in _SIDES:
+            return self.network.side(named, _SIDES[made]) if index is None else self.network.rows(named, index)
+        hidden = self.network.hidden(named, lambda number, z: self._activate(named, number, z))
+        if made == "hidden":
+            return hidden
+        return self.network.weight(named, hidden) if made == "weight" else self.network.centre(named, hidden)
 
-    def hidden_adjoint(self, parameters: Cores, upstream: Tensor) -> Gradients:
-        """Return the gradients of the parameters before the readout, given the adjoint of :meth:`hidden`."""
+    def adjoint(self, made: Made, parameters: Cores, upstream: Tensor, index: Tensor | None = None) -> Gradients:
+        """Return the gradients of the parameters, given the adjoint of what :meth:`make` makes of these arguments."""
         named = _in_working_precision(parameters)
-        passes, pre_activations, state = self._forward(named)
-        gradients = self._hidden_back(named, passes, pre_activations, state, upstream.to(state.dtype))
+        upstream = upstream.to(next(iter(named.values())).dtype)
+        last = self.network.blueprint.levels[-1]
+        readout = ReadoutAdjoint(self.network, self.network.cores(named, last))
+        if made in _SIDES:
+            parts = readout.side(_SIDES[made], upstream) if index is None else readout.rows(index, upstream)
+            gradients = self._by_name(named, last, parts)
+        else:
+            states, pre_activations, hidden = self._forward(named)
+            parts = []
+            if made != "hidden":
+                parts, upstream = (readout.weight if made == "weight" else readout.centre)(hidden, upstream)
+            gradients = self._by_name(named, last, parts)
+            gradients |= self._hidden_back(named, states, pre_activations, upstream)
         return {name: gradients[name].to(tensor.dtype) for name, tensor in parameters.items()}
 
-    def weight_adjoint(self, parameters: Cores, upstream: Tensor) -> Gradients:
-        """Return the gradients of all parameters, given the adjoint of :meth:`weight`."""
-        named = _in_working_precision(parameters)
-        passes, pre_activations, state = self._forward(named)
-        *_, last = self.network.blueprint.levels
-        hidden = state * named["gate.term"] if "gate.term" in named else state
-        readout, _ = self._expand_and_mix(named, last, hidden, to_the_end=False)
-
-        # Every term of a sum meets the same adjoint; folding puts zeros where the weight was cropped.
-        made = self.network.blueprint.tensorization.fold(upstream.to(state.dtype))
-        if self.config.terms > 1:
-            made = made.repeat_interleave(self.config.terms, dim=0)
-        per_core, adjoint = readout.back(made)
-        gradients = self._by_name(named, last, per_core)
-        gradients |= self._hidden_back(named, passes, pre_activations, state, adjoint)
-        return {name: gradients[name].to(tensor.dtype) for name, tensor in parameters.items()}
-
-    def _forward(self, named: Cores) -> tuple[list[_Pass], list[Tensor], Tensor]:
-        """Return what the hidden levels leave behind, their pre-activations, and the state before the readout."""
-        state = self.network.start(named)
-        passes, pre_activations = [], []
+    def _forward(self, named: Cores) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """Return the states of the hidden levels, from the first to the last, their pre-activations, the readout's."""
+        states, pre_activations = [self.network.start(named)], []
         for level in self.network.blueprint.levels[:-1]:
-            done, z = self._expand_and_mix(named, level, state)
-            state = self._activate(named, level.number, z)
-            passes.append(done)
-            pre_activations.append(z)
-        return passes, pre_activations, state
-
-    def _expand_and_mix(
-        self, named: Cores, level: Level, state: Tensor, *, to_the_end: bool = True
-    ) -> tuple[_Pass, Tensor]:
-        cores = self.network.cores(named, level)
-        blocks = level_blocks(level)
-        done = _Pass(cores, [])
-        for place, block in enumerate(blocks, start=1):
-            matrix = block_matrix(block, cores, state)
-            done.blocks.append((block, matrix, state))
-            if to_the_end or place < len(blocks):
-                state = expand_or_mix(block, matrix, state)
-        return done, state
+            pre_activations.append(self.network.pre_activation(named, level.number, states[-1]))
+            states.append(self._activate(named, level.number, pre_activations[-1]))
+        gate = named.get("gate.term")
+        return states, pre_activations, states[-1] if gate is None else gate * states[-1]
 
     def _hidden_back(
-        self, named: Cores, passes: list[_Pass], pre_activations: list[Tensor], state: Tensor, upstream: Tensor
+        self, named: Cores, states: list[Tensor], pre_activations: list[Tensor], upstream: Tensor
     ) -> Gradients:
         """Take the adjoint of the hidden state back to the root, level by level."""
         gradients: Gradients = {}
+        state = states.pop()
         if "gate.term" in named:
             gradients["gate.term"] = (state * upstream).sum(dim=1, keepdim=True)
             upstream = named["gate.term"] * upstream
-        while passes:
-            level = self.network.blueprint.levels[len(passes) - 1]
+        for level in reversed(self.network.blueprint.levels[:-1]):
             activation, gate = self._nonlinearity(named, level.number)
-            z = pre_activations.pop()
+            z, state = pre_activations.pop(), states.pop()
             upstream, gated, learned = pre_activation_adjoint(activation, self.config.norm, gate, z, upstream)
-            per_core, upstream = passes.pop().back(upstream)
-            gradients |= self._by_name(named, level, per_core)
+            plan = self.network.hidden_plans[level.number - 1]
+            made = upstream.unsqueeze(1)
+            parts, before = apply_adjoint(plan, self.network.cores(named, level), state.unsqueeze(1), made)
+            upstream = before.squeeze(1)
+            gradients |= self._by_name(named, level, parts)
             gradients |= {f"activation.{level.number}.{name}": tensor for name, tensor in learned.items()}
             if gated is not None:
                 gradients[f"gate.level.{level.number}"] = gated
@@ -235,12 +209,13 @@ class Reverse:
             gradients["root"] = upstream
         return gradients
 
-    def _by_name(self, named: Cores, level: Level, per_core: Mapping[Core, Tensor]) -> Gradients:
+    def _by_name(self, named: Cores, level: Level, parts: Parts) -> Gradients:
         """Stack the cores' gradients as their parameters are, and take them through the gates of disentanglers."""
         gradients: Gradients = {}
         for stack in level.stacks:
-            cores = [per_core[Core(stack.name, place)] for place in range(stack.count)]
-            gradient = torch.stack(cores, dim=1).flatten(0, 1)
+            gradient = stacked(parts, stack, self.config.trees)
+            if gradient is None:
+                continue
             name = f"gate.{stack.name}"
             if name in named:
                 # What acts is 1 + gate (U - 1).
@@ -262,3 +237,7 @@ class Reverse:
 
 def _in_working_precision(parameters: Cores) -> dict[str, Tensor]:
     return {name: t.to(torch.promote_types(t.dtype, torch.float32)) for name, t in parameters.items()}
+
+
+def _with_gates(stacks: AbstractSet[str]) -> set[str]:
+    return {*stacks, *(f"gate.{name}" for name in stacks)}

@@ -1,9 +1,13 @@
-"""The contraction of a generator's levels: plans (:mod:`.plan`, no tensors) and how they run (:mod:`.run`)."""
+"""The contraction of a generator's levels: plans and how they run.
+
+Plans (:mod:`.plan`) hold no tensors; :mod:`.segments` is how one segment meets a state, :mod:`.run` all of them.
+"""
 
 from __future__ import annotations
 
 from adntn.contraction.plan import Plan, Segment, Split, plan_level, plan_readout, plan_split
-from adntn.contraction.run import Activate, Contraction, Cores, Factors, apply, kron
+from adntn.contraction.run import Activate, Contraction, Factors, apply, apply_at, in_digit_order
+from adntn.contraction.segments import Cores, kron
 
 __all__ = [
     "Activate",
@@ -14,6 +18,8 @@ __all__ = [
     "Segment",
     "Split",
     "apply",
+    "apply_at",
+    "in_digit_order",
     "kron",
     "plan_level",
     "plan_readout",

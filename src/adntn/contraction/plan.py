@@ -89,6 +89,12 @@ class Plan:
     size_out: Axes
     crop: Axes | None = None
 
+    @property
+    def stacks(self) -> frozenset[str]:
+        """The stacks of which it has cores."""
+        pieces = (piece for segment in self.segments for stage in segment.stages for piece in stage)
+        return frozenset(piece.name for piece in pieces if piece.kind != "pass")
+
 
 @dataclass
 class _Wire:
@@ -271,6 +277,10 @@ class Split:
     outer: Plan
     inner: Plan
     centre: Plan
+
+    def side(self, axis: int) -> Plan:
+        """Return the circuit that leads to an axis."""
+        return self.outer if axis == OUT else self.inner
 
     @property
     def ranks(self) -> tuple[int, int]:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adntn.contraction.plan import Axes, Plan, Segment, Stage, plan_level, plan_readout, plan_split
+from adntn.contraction.plan import Plan, plan_level, plan_readout, plan_split
+from adntn.contraction.segments import Cores, act, act_at, digits, made_axes, segment_matrix, steps, table
 from adntn.levels import Level
 from adntn.tensorize import IN, KERNEL, OUT, Tensorization
 from adntn.topology import Blueprint
 
-__all__ = ["Activate", "Contraction", "Cores", "Factors", "apply", "kron"]
+__all__ = ["Activate", "Contraction", "Factors", "apply", "apply_at", "in_digit_order"]
 
-Cores = Mapping[str, Tensor]
 Activate = Callable[[int, Tensor], Tensor]
 Factors = tuple[Tensor, Tensor, Tensor]
 
@@ -35,28 +35,13 @@ def apply(plan: Plan, cores: Cores, state: Tensor) -> Tensor:
         Shape ``(groups, batch, *axes)``, each axis cropped as the plan says.
     """
     groups, batch = state.shape[:2]
-    done: Axes = (1,) * len(plan.size_out)
-    left = batch * plan.size_in
-    for number, segment in enumerate(plan.segments, start=1):
-        left //= segment.size_in
-        wanted = segment.released
-        if plan.crop is not None and number == len(plan.segments):
-            # Indices of the leading digits that lie wholly in the padding are never made.
-            wanted = tuple(min(new, -(-crop // old)) for new, crop, old in zip(wanted, plan.crop, done, strict=True))
-        matrix = _matrix(segment, cores, wanted, state)
-        right = math.prod(done)
-        if matrix is not None:
-            if right == 1:
-                state = state.reshape(groups, left, segment.size_in) @ matrix
-            else:
-                state = matrix.mT.unsqueeze(1) @ state.reshape(groups, left, segment.size_in, right)
-        left *= segment.held
-        state, done = _gather_axes(state, (groups, left), wanted, done)
+    for step in steps(plan, batch):
+        state = act(step, segment_matrix(step.segment, cores, step.wanted, state), state)
     # Held wires are counted in ``left`` until they are released, so that only the batch is left here.
-    state = state.reshape(groups, batch, *done)
+    state = state.reshape(groups, batch, *made_axes(plan))
     if plan.crop is not None:
-        for axis, size in enumerate(plan.crop):
-            state = state.narrow(2 + axis, 0, size) if done[axis] != size else state
+        for axis, size in enumerate(plan.crop, start=2):
+            state = state.narrow(axis, 0, size) if state.shape[axis] != size else state
     return state
 
 
@@ -65,88 +50,14 @@ def apply_at(
     cores: Cores,
     group: Tensor,  # shape: (n,), whose cores
     index: Tensor,  # shape: (n,), on the axis, in tree order
+    like: Tensor,  # its first dimension is the groups
 ) -> Tensor:  # shape: (n, plan.size_in)
     """Return what each input of a plan with one axis gives at an index; nothing is made for any other index."""
-    like = next(iter(cores.values()))
     state = like.new_ones(len(index), 1, 1)  # shape: (n, inputs met so far, held)
-    for segment in plan.segments:
-        (size,), held = segment.released, state.shape[2]
-        matrix = _matrix(segment, cores, segment.released, like)
-        if matrix is None:
-            matrix = torch.eye(segment.size_in, dtype=like.dtype, device=like.device)
-        table = matrix.expand(len(like), -1, -1).unflatten(2, (segment.held, size)).permute(0, 3, 1, 2)
-        digit = group * size + index % size
-        rows = F.embedding(digit, table.reshape(len(like) * size, -1))
-        state = (state.unsqueeze(1) @ rows.unflatten(1, (segment.size_in // held, held, segment.held))).flatten(1, 2)
-        index = index.div(size, rounding_mode="floor")
+    for segment, digit in digits(plan, group, index):
+        matrix = segment_matrix(segment, cores, segment.released, like)
+        state = act_at(state, F.embedding(digit, table(segment, matrix, like)), segment)
     return state.squeeze(2)
-
-
-def _gather_axes(state: Tensor, lead: tuple[int, int], new: Axes, old: Axes) -> tuple[Tensor, Axes]:
-    """Bring a segment's finished outputs, ``(*new, *old)``, to one index an axis."""
-    done = tuple(n * o for n, o in zip(new, old, strict=True))
-    sizes = [(n, o) for n, o in zip(new, old, strict=True) if n * o > 1]
-    order = [(part, axis) for part in (0, 1) for axis in range(len(sizes)) if sizes[axis][part] > 1]
-    target = sorted(order, key=lambda item: (item[1], item[0]))
-    if order == target:
-        return state, done
-    shaped = state.reshape(*lead, *(sizes[axis][part] for part, axis in order))
-    moved = shaped.permute(0, 1, *(2 + order.index(item) for item in target))
-    return moved.reshape(*lead, math.prod(done)), done
-
-
-def _matrix(segment: Segment, cores: Cores, wanted: Axes, like: Tensor) -> Tensor | None:
-    """Return a segment's matrix, shape ``(groups, size_in, held * wanted)``; None for the identity."""
-    matrix: Tensor | None = None
-    for stage in segment.stages:
-        product = _kron_pieces(stage, cores, like)
-        matrix = product if matrix is None else matrix @ product
-    size_out = segment.held * math.prod(segment.released)
-    if matrix is None:
-        if segment.columns is None and wanted == segment.released:
-            return None
-        matrix = torch.eye(size_out, dtype=like.dtype, device=like.device).expand(like.shape[0], -1, -1)
-    if segment.columns is not None:
-        matrix = matrix.index_select(2, torch.tensor(segment.columns, device=like.device))
-    if wanted != segment.released:
-        shaped = matrix.reshape(*matrix.shape[:2], segment.held, *segment.released)
-        for axis, size in enumerate(wanted):
-            shaped = shaped.narrow(3 + axis, 0, size)
-        matrix = shaped.reshape(*matrix.shape[:2], -1)
-    return matrix
-
-
-def _kron_pieces(stage: Stage, cores: Cores, like: Tensor) -> Tensor:
-    factors: list[Tensor] = []
-    for piece in stage:
-        if piece.kind == "pass":
-            factors.append(torch.eye(piece.size, dtype=like.dtype, device=like.device).unsqueeze(0))
-        else:
-            stack = cores[piece.name][:, piece.start : piece.start + piece.count]
-            factors.append(_kron_stack(stack.mT if piece.kind == "mix" else stack))
-    product = factors[0]
-    for factor in factors[1:]:
-        product = kron(product, factor)
-    return product
-
-
-def _kron_stack(stack: Tensor) -> Tensor:  # shape: (groups, n, a, b) -> (groups, a**n, b**n)
-    """Return the Kronecker product of a stack, by batched pairs."""
-    rest: Tensor | None = None
-    while stack.shape[1] > 1:
-        if stack.shape[1] % 2:
-            last = stack[:, -1]
-            rest = last if rest is None else kron(last, rest)
-            stack = stack[:, :-1]
-        stack = kron(stack[:, 0::2], stack[:, 1::2])
-    whole = stack[:, 0]
-    return whole if rest is None else kron(whole, rest)
-
-
-def kron(x: Tensor, y: Tensor) -> Tensor:  # shapes: (*batch, a, b), (*batch, c, d) -> (*batch, a*c, b*d)
-    """Return the Kronecker product of two batches of matrices."""
-    product = x[..., :, None, :, None] * y[..., None, :, None, :]
-    return product.reshape(*product.shape[:-4], x.shape[-2] * y.shape[-2], x.shape[-1] * y.shape[-1])
 
 
 def in_digit_order(state: Tensor, tensorization: Tensorization, axes: Sequence[int], first_dim: int) -> Tensor:
@@ -191,10 +102,14 @@ class Contraction:
         return self.blueprint.config.terms * outer, self.blueprint.config.terms * inner
 
     def cores(self, parameters: Cores, level: Level) -> Cores:
-        """Return the level's stacks, each ``(trees, count, rows, columns)``, gates on disentanglers applied."""
+        """Return the level's stacks, each ``(trees, count, rows, columns)``, gates on disentanglers applied.
+
+        A stack whose parameter is not given is left out.
+        """
         trees = self.blueprint.config.trees
-        cores = {stack.name: parameters[stack.name].unflatten(0, (trees, -1)) for stack in level.stacks}
-        for stack in level.stacks:
+        given = [stack for stack in level.stacks if stack.name in parameters]
+        cores = {stack.name: parameters[stack.name].unflatten(0, (trees, -1)) for stack in given}
+        for stack in given:
             gate = parameters.get(f"gate.{stack.name}")
             if gate is not None:
                 core = cores[stack.name]
@@ -251,41 +166,52 @@ class Contraction:
         """
         if self.split is None:
             return None
-        cores = self.cores(parameters, self.blueprint.levels[-1])
-        outer, inner = self._side(cores, OUT, hidden), self._side(cores, IN, hidden)
-        return self._side_by_side(outer), self._centre(cores, hidden), self._side_by_side(inner)
+        return self.side(parameters, OUT), self.centre(parameters, hidden), self.side(parameters, IN)
 
     def factors_at(self, parameters: Cores, hidden: Tensor, index: Tensor) -> Factors | None:
         """Return the factors as :meth:`factors`, but of A only the rows at an index, shape ``(*index, r)``."""
         if self.split is None:
             return None
+        return self.rows(parameters, index), self.centre(parameters, hidden), self.side(parameters, IN)
+
+    def rows(self, parameters: Cores, index: Tensor) -> Tensor:
+        """Return the rows of A at an index, shape ``(*index, r)``."""
+        assert self.split is not None
         cores = self.cores(parameters, self.blueprint.levels[-1])
+        group, row = self.place_of_rows(index)
+        terms = self.blueprint.config.terms
+        like = next(iter(parameters.values())).new_empty(self.blueprint.config.trees)
+        rows = [apply_at(self.split.outer, cores, group * terms + term, row, like) for term in range(terms)]
+        outer = torch.cat(rows, dim=1)
+        return outer.reshape(*index.shape, outer.shape[1])
+
+    def place_of_rows(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the group of each row at an index, and its place in tree order; both of one dimension."""
         size = self.blueprint.shape[0] // self.blueprint.config.groups
-        place = torch.arange(self.blueprint.shape[0], device=hidden.device).unsqueeze(1)
+        place = torch.arange(self.blueprint.shape[0], device=index.device).unsqueeze(1)
         # A lookup of its own, so that an index out of range is refused as torch refuses it.
         row = F.embedding(index, place).flatten()
         group, row = row.div(size, rounding_mode="floor"), row % size
         permutation = self.blueprint.tensorization.digit_permutation(OUT)
         if permutation is not None:
-            row = torch.tensor(permutation, device=hidden.device)[row]
-        terms = self.blueprint.config.terms
-        outer = torch.cat([apply_at(self.split.outer, cores, group * terms + t, row) for t in range(terms)], dim=1)
-        inner = self._side_by_side(self._side(cores, IN, hidden))
-        return outer.reshape(*index.shape, outer.shape[-1]), self._centre(cores, hidden), inner
+            row = torch.tensor(permutation, device=index.device)[row]
+        return group, row
 
-    def _side(self, cores: Cores, axis: int, hidden: Tensor) -> Tensor:  # shape: (trees, axis, r)
+    def side(self, parameters: Cores, axis: int) -> Tensor:
+        """Return A or B, that of the axis; shape ``(groups, axis, r)``."""
         assert self.split is not None
-        plan = self.split.outer if axis == OUT else self.split.inner
-        identity = torch.eye(plan.size_in, dtype=hidden.dtype, device=hidden.device)
-        rows = apply(plan, cores, identity.expand(hidden.shape[0], -1, -1))
-        return in_digit_order(rows, self.blueprint.tensorization, [axis], first_dim=2).mT
-
-    def _side_by_side(self, side: Tensor) -> Tensor:  # shape: (trees, axis, r) -> (groups, axis, terms * r)
+        cores = self.cores(parameters, self.blueprint.levels[-1])
+        plan, like = self.split.side(axis), next(iter(parameters.values()))
+        identity = torch.eye(plan.size_in, dtype=like.dtype, device=like.device)
+        rows = apply(plan, cores, identity.expand(self.blueprint.config.trees, -1, -1))
+        side = in_digit_order(rows, self.blueprint.tensorization, [axis], first_dim=2).mT
         terms = self.blueprint.config.terms
         return side if terms == 1 else side.unflatten(0, (-1, terms)).transpose(1, 2).flatten(2, 3)
 
-    def _centre(self, cores: Cores, hidden: Tensor) -> Tensor:  # shape: (groups, terms * r, terms * r', *kernel)
+    def centre(self, parameters: Cores, hidden: Tensor) -> Tensor:
+        """Return C, shape ``(groups, r, r', *kernel)``, of a hidden state."""
         assert self.split is not None
+        cores = self.cores(parameters, self.blueprint.levels[-1])
         tensorization, terms = self.blueprint.tensorization, self.blueprint.config.terms
         centre = apply(self.split.centre, cores, hidden.unsqueeze(1)).squeeze(1)
         if len(tensorization.axes) > KERNEL:

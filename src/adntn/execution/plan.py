@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from adntn.errors import ConfigError, check_choice
 from adntn.generator import GeneratorModule
-from adntn.topology import BASELINES
 
 __all__ = ["EXECUTIONS", "Way", "Work", "choose", "multiply_adds"]
 
@@ -67,10 +66,8 @@ def choose(execution: str, generator: GeneratorModule, work: Work | None) -> Way
     check_choice("execution", execution, EXECUTIONS)
     if execution == "dense":
         return Way("dense", "asked for")
-    if generator.ranks is None:
-        c = generator.config
-        what = f"topology={c.topology!r}" if c.topology in BASELINES else f"order={c.order!r}"
-        obstacle = f"{what} has no split into factors"
+    obstacle = generator.split_obstacle
+    if obstacle is not None:
         if execution == "factored":
             raise ConfigError(f"execution='factored' is not possible: {obstacle}; use execution='auto' or 'dense'.")
         return Way("dense", obstacle)
@@ -97,6 +94,6 @@ def multiply_adds(generator: GeneratorModule, *, groups: int = 1, stride: int = 
     factored = dense
     if generator.ranks is not None:
         outer, inner = generator.ranks
-        blocks = math.lcm(groups, generator.config.groups)
+        blocks = math.lcm(groups, generator.factored_groups)
         factored = blocks * inner * (stride * columns + outer * math.prod(kernel)) + rows * outer
     return Work(dense, factored)

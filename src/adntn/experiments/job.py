@@ -17,15 +17,15 @@ from torch.utils import benchmark
 
 from adntn.checkpoint import load, save
 from adntn.compress import cached, compress_
-from adntn.errors import CompressionError, ConfigError
-from adntn.experiments.controls import delete_, freeze_weights_
+from adntn.errors import ConfigError
+from adntn.experiments.controls import chosen_weights, delete_, freeze_weights_, stored_numbers
 from adntn.experiments.data import ImageData, load_data, normalize
 from adntn.experiments.fitting import fit_to
 from adntn.experiments.models import DEFAULT_TARGETS, model_builder
 from adntn.experiments.runs import Job, Row, RunFolder, Timing, model_file
 from adntn.initialize import stable_rank
-from adntn.nn import GENERATED
-from adntn.targets import listing, select
+from adntn.nn import GeneratedWeight
+from adntn.targets import select
 
 __all__ = ["Outcome", "Progress", "run_job"]
 
@@ -61,7 +61,7 @@ class Outcome:
     Attributes:
         rows: one a network, variants in the job's order.
         timings: forward times, one a variant.
-        weights: of the first seed's dense and generated networks, the first layers' names and trained weights.
+        weights: of the first seed's dense and generated networks, the first weights by name, trained.
     """
 
     rows: tuple[Row, ...]
@@ -120,30 +120,18 @@ def run_job(job: Job, folder: Path, *, download: bool = False, tell: Tell = lamb
     timings = _time(trained, normalize(data.test.images[:128], data))
     run.write_metrics(rows, timings)
     shown = ("dense", *job.topologies)
-    weights = {v: [(name, _weight(trained[v], name).detach()) for name in names[:4]] for v in shown}
+    weights = {v: list(_weights(trained[v], names).items())[:4] for v in shown}
     return Outcome(tuple(rows), tuple(timings), weights)
 
 
 def chosen_layers(job: Job, model: nn.Module) -> list[str]:
-    """Return the names of the layers that a job generates: of the targets, layers with one weight, as controls need.
+    """Return the names of the layers, and of parameters chosen by their own names, that a job generates.
 
     Raises:
-        CompressionError: there are none.
+        CompressionError: a target matches nothing or cannot be generated.
     """
     targets: Sequence[str] = job.targets or DEFAULT_TARGETS.get(job.model, ("re:.*",))
-    modules = dict(model.named_modules(remove_duplicate=False))
-    chosen = select(model, targets)
-    names = [name for name in chosen if name in modules and _has_one_weight(modules[name])]
-    if not names:
-        raise CompressionError(
-            f"of the targets {listing(chosen)} none is a layer with one weight; only such layers have controls."
-        )
-    return names
-
-
-def _has_one_weight(module: nn.Module) -> bool:
-    kind = GENERATED[type(module)]
-    return type(module) is kind.dense_type and kind.generated_names(module) == ("weight",)
+    return select(model, targets)
 
 
 def variant_model(job: Job, build: Callable[[], nn.Module], names: Sequence[str], variant: str, seed: int) -> nn.Module:
@@ -199,21 +187,22 @@ def _train(
 
 
 def _layer_parameters(model: nn.Module, names: Sequence[str], variant: str) -> tuple[int, int]:
-    """Return how many numbers the chosen layers' weights store, and how many of those are trained."""
-    parts = [p for name in names for part, p in model.get_submodule(name).named_parameters() if part != "bias"]
+    """Return how many numbers the chosen weights store, and how many of those are trained; what is shared, once."""
+    if variant == "deleted":
+        return 0, 0
+    parts = {id(p): p for weight in chosen_weights(model, names).values() for p in stored_numbers(weight)}.values()
     return sum(p.numel() for p in parts), sum(p.numel() for p in parts if p.requires_grad)
 
 
-def _weight(model: nn.Module, name: str) -> Tensor:
-    weight = model.get_submodule(name).weight
-    assert isinstance(weight, Tensor)
-    return weight
+def _weights(model: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
+    chosen = chosen_weights(model, names)
+    return {name: (w.weight if isinstance(w, GeneratedWeight) else w).detach() for name, w in chosen.items()}
 
 
 def _mean_stable_rank(model: nn.Module, names: Sequence[str], variant: str) -> float | None:
     if variant == "deleted":
         return None
-    return statistics.mean(stable_rank(_weight(model, name)) for name in names)
+    return statistics.mean(map(stable_rank, _weights(model, names).values()))
 
 
 def _load_trained(build: Callable[[], nn.Module], names: Sequence[str], variant: str, file: Path) -> nn.Module:

@@ -39,7 +39,8 @@ class Job:
     Attributes:
         model: a reference model's name, or ``path/to/file.py:function``.
         data: a data set's name, or a folder.
-        targets: layers to generate; empty means the reference model's own, or every layer that can be.
+        targets: layers, or parameters by their own names, to generate; empty means the reference model's own, or every
+            layer that can be.
         topologies: one variant each.
         config: options of the generators; each variant has its own topology, and of the options those that it takes.
         controls: some of ``"deleted"``, ``"frozen-dense"``, ``"frozen-tree"``; the last one freezes the first topology.

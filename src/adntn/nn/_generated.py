@@ -104,9 +104,28 @@ class GeneratedWeight(GeneratorModule):
     @property
     def ranks(self) -> tuple[int, int] | None:
         """The sizes r and r' of the factors, or None where order or rows have no split."""
+        return None if self._cuts_groups() else super().ranks
+
+    def _cuts_groups(self) -> bool:
         size = self.blueprint.shape[0] // self.config.groups
-        cut = self.rows is not None and (self.rows[0] // size != (self.rows[1] - 1) // size)
-        return None if cut and any(row % size for row in self.rows or ()) else super().ranks
+        return self.rows is not None and self.factored_groups > 1 and any(row % size for row in self.rows)
+
+    @property
+    def split_obstacle(self) -> str | None:
+        """Why there are no factors, or None where there are."""
+        why = super().split_obstacle
+        if why is not None or self.rows is None or not self._cuts_groups():
+            return why
+        (start, stop), size = self.rows, self.blueprint.shape[0] // self.config.groups
+        return f"its rows {start} to {stop} cut through the generator's groups of {size}, which have factors each"
+
+    @property
+    def factored_groups(self) -> int:
+        """How many groups the factors have: of the generator's, those that the weight's rows are in."""
+        if self.rows is None:
+            return super().factored_groups
+        size = self.blueprint.shape[0] // self.config.groups
+        return -(-self.rows[1] // size) - self.rows[0] // size
 
     def rank_bound(self) -> int:
         """Return the greatest rank that the weight, seen as the matrix (out, in * kernel), can have."""

@@ -292,7 +292,10 @@ class MultiheadAttention(StandIn, nn.MultiheadAttention):
                 is_causal,
             )
             return result
-        batched = F._mha_shape_check(query, key, value, key_padding_mask, attn_mask, self.num_heads)  # type: ignore[attr-defined]
+        try:
+            batched = F._mha_shape_check(query, key, value, key_padding_mask, attn_mask, self.num_heads)  # type: ignore[attr-defined]
+        except AssertionError as error:
+            raise ShapeError(f"{error}.") from None
         if is_causal and attn_mask is None:
             raise ConfigError("is_causal only says what attn_mask is; give attn_mask as well.")
         kind = query.dtype

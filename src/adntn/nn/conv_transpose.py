@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
+from adntn.errors import ConfigError
 from adntn.execution import factored
 from adntn.nn.conv import ConvolutionLayer, Size
 from adntn.topology import GeneratorConfig
@@ -37,6 +38,8 @@ class _ConvTranspose(ConvolutionLayer, _ConvTransposeNd):  # type: ignore[overri
         dtype: torch.dtype | None = None,
     ) -> None:
         self._refuse_empty(in_channels, out_channels)
+        if isinstance(cast(object, padding), str):  # which torch takes for a tuple of letters
+            raise ConfigError(f"padding={padding!r} is not possible for a transposed convolution; give whole numbers.")
         template = self.dense_type(
             in_channels,
             out_channels,

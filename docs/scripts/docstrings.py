@@ -23,13 +23,13 @@ class Docstrings(griffe.Extension):
 
 def link(obj: griffe.Object, name: str) -> str:
     """Return a cross-reference to what an object's docstring names, optional: not everything has a page."""
-    head, _, rest = name.partition(".")
+    head, _, rest = name.lstrip(".").partition(".")
     if head == obj.package.name:
         path = name
     else:
-        scope = obj if obj.is_class and head in obj.members else obj.parent
+        scope = obj if (obj.is_class or obj.is_module) and head in obj.members else obj.parent
         try:
             path = f"{(scope or obj).resolve(head)}{rest and '.' + rest}"
         except griffe.NameResolutionError:
-            return f"`{name}`"
-    return f'<autoref identifier="{path}" optional><code>{name}</code></autoref>'
+            return f"`{name.lstrip('.')}`"
+    return f'<autoref identifier="{path}" optional><code>{name.lstrip(".")}</code></autoref>'

@@ -17,6 +17,7 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).parents[2]
 RESULTS = "benchmarks/results"
 
+_SECTION = re.compile(r'^--8<-- "README\.md:(\w+)"$', re.MULTILINE)
 _CODE_IN_CELL = re.compile(r"(?<=<code>)\w[\w/]*\.py::\w+(?=</code>)")
 _ROLE = re.compile(r":(?:attr|class|data|func|meth|mod):<?\S+")
 _FETCHED = re.compile(
@@ -32,12 +33,20 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    # The copies lie one folder nearer: docs/ is the root of the site.
+    # docs/ is the root of the site: what the README links to lies one folder nearer, as do the copies.
+    markdown = _SECTION.sub(lambda section: readme(section[1]).replace("](docs/", "]("), markdown)
     return markdown.replace(f"../{RESULTS}/", f"{RESULTS}/")
 
 
+def readme(section: str) -> str:
+    """Return a section of the README, as pymdownx.snippets marks them."""
+    text = (ROOT / "README.md").read_text()
+    return text.split(f"<!-- --8<-- [start:{section}] -->\n")[1].split(f"<!-- --8<-- [end:{section}] -->")[0]
+
+
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    # Long names in tables break at their underscores, not in the middle of a word.
+    # Long names in tables break at their underscores, not in the middle of a word; a mean stays with its deviation.
+    html = re.sub(r"(?<=\d) ± (?=\d)", "\u00a0±\u00a0", html)
     return _CODE_IN_CELL.sub(lambda cell: re.sub(r"(?<=\w)(_|::)(?=\w)", r"\1<wbr>", cell[0]), html)
 
 

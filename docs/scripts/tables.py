@@ -39,8 +39,8 @@ def costs(options: Mapping[str, dict[str, Any]], shape: tuple[int, ...] = LINEAR
     rows = []
     for name, changes in options.items():
         gen = adntn.Generator(shape, adntn.GeneratorConfig(**changes), device="meta")
-        dense, factored = multiply_adds(gen)
-        way = choose("auto", gen).name
+        work = multiply_adds(gen)
+        way = choose("auto", gen, work).name
         rows.append(
             [
                 name,
@@ -49,7 +49,7 @@ def costs(options: Mapping[str, dict[str, Any]], shape: tuple[int, ...] = LINEAR
                 f"{gen.config.groups * gen.blueprint.hidden_size:,}",
                 f"{gen.rank_bound():,}",
                 way,
-                f"{(factored if way == 'factored' else dense) / dense:.3f}",
+                f"{(work.factored if way == 'factored' else work.dense) / work.dense:.3f}",
             ]
         )
     return markdown([size(shape), "stored", "modes", "hidden", "rank ≤", "runs", "arithmetic"], rows)

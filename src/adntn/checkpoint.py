@@ -44,6 +44,9 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     Raises:
         CheckpointError: a parameter has NaN or infinite entries, a tensor is on the meta device, or the file cannot
             be written.
+
+    Example:
+        >>> adntn.save(model, "model.safetensors")
     """
     path = Path(path)
     tensors, aliases = _tensors(model)

@@ -187,6 +187,12 @@ def materialize(model: nn.Module) -> nn.Module:
 
     Layers that are tied come out sharing one weight, those that only share a generator each with its own. The model
     itself is left as it is.
+
+    Args:
+        model: holds the layers.
+
+    Example:
+        >>> dense = adntn.materialize(model)
     """
     return to_plain(copy.deepcopy(model))
 
@@ -198,6 +204,9 @@ def cached(model: nn.Module) -> Iterator[None]:
     Gradients are off inside. A kept value is made anew when a parameter is written to; it is never part of a copy, a
     pickle or a ``state_dict``, and is gone after the block. What is kept is in the generator's own precision; casting
     is done at each call.
+
+    Args:
+        model: holds the generators.
 
     Example:
         >>> with adntn.cached(model):

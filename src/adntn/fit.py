@@ -40,6 +40,9 @@ class FitOptions:
 
     Raises:
         ConfigError: a number is out of range.
+
+    Example:
+        >>> adntn.compress_(model, init="fit", fit=adntn.FitOptions(steps=100, polish=0))
     """
 
     steps: int = 400
@@ -100,7 +103,12 @@ class FitReport:
 
 
 def relative_error(weight: Tensor, target: Tensor) -> float:
-    """Return ``||weight - target|| / ||target||``; of a target of zeros, 0 where it is met and else infinity."""
+    """Return ``||weight - target|| / ||target||``; of a target of zeros, 0 where it is met and else infinity.
+
+    Args:
+        weight: of any shape.
+        target: of the same.
+    """
     distance, size = float((weight - target).norm()), float(target.norm())
     if size == 0.0:
         return 0.0 if distance == 0.0 else math.inf

@@ -4,13 +4,11 @@
 as on the way forward; :mod:`.readout` and :mod:`.reverse` run a whole generator backwards; :mod:`.function` lets the
 backward pass of torch do so, with ``Generator(..., backward="adjoint")``.
 
-==========================  =======================================================================
-``pre_activation_adjoint``  Eqs. 51, 63: the state's adjoint times the activation's derivative
-``state_adjoint``           Eqs. 52, 57, 64, 65: the network run backwards
-``core_gradient``           Eq. 53: a core's contracted environment
-``gate_gradient``           Eq. 58: a disentangler's
-``weight_adjoint``          all of them, from the weight to the root
-==========================  =======================================================================
+- :func:`pre_activation_adjoint`: Eqs. 51 and 63, the state's adjoint times the activation's derivative
+- :func:`state_adjoint`: Eqs. 52, 57, 64 and 65, the network run backwards
+- :func:`core_gradient`: Eq. 53, a core's contracted environment
+- :func:`gate_gradient`: Eq. 58, a disentangler's
+- :func:`weight_adjoint`: all of them, from the weight to the root
 """
 
 from __future__ import annotations

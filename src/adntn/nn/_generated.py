@@ -61,7 +61,7 @@ class GeneratedWeight(GeneratorModule):
 
     Attributes:
         kind: what it is a weight of, for reports and files.
-        rows: first and last but one of the rows that are this weight's; None for all.
+        rows: the first row that is this weight's, and the one behind its last; None for all.
     """
 
     kind: str

@@ -74,7 +74,7 @@ class _Conv(ConvolutionLayer):
 
 
 class Conv1d(_Conv, nn.Conv1d):  # type: ignore[override, misc]
-    """``torch.nn.Conv1d`` with a generated weight; see :class:`Conv2d`."""
+    """``torch.nn.Conv1d`` with a generated weight; arguments, errors and ways of running as :class:`Conv2d`."""
 
     dense_type = nn.Conv1d
 
@@ -82,13 +82,28 @@ class Conv1d(_Conv, nn.Conv1d):  # type: ignore[override, misc]
 class Conv2d(_Conv, nn.Conv2d):  # type: ignore[override, misc]
     """``torch.nn.Conv2d`` with a generated weight (paper, Section 2.2).
 
-    The arguments are torch's, then ``config`` and ``execution`` as for :class:`adntn.nn.Linear`. It runs factored as
-    1x1, kernel, 1x1. With ``groups`` > 1 the weight has ``in_channels / groups`` columns, and the first 1x1 is applied
-    to each group's own channels; of a depthwise convolution little is left to save, and it runs dense.
+    It runs factored as 1x1, kernel, 1x1. With ``groups`` > 1 the weight has ``in_channels / groups`` columns, and the
+    first 1x1 is applied to each group's own channels; of a depthwise convolution little is left to save, and it runs
+    dense.
+
+    Args:
+        in_channels: channels of each input.
+        out_channels: channels of each output.
+        kernel_size: as torch's.
+        stride: as torch's.
+        padding: as torch's.
+        dilation: as torch's.
+        groups: as torch's, of channels; the groups of the config are of the weight's rows.
+        bias: whether it has a (stored) bias.
+        padding_mode: as torch's.
+        config: of the generator; None means the default.
+        execution: ``"auto"``, ``"factored"`` or ``"dense"``.
+        device: of all parameters.
+        dtype: of all parameters.
 
     Raises:
         ConfigError: ``execution="factored"`` with an order that has no split.
-        ShapeError: the generator's groups do not divide ``out_channels``.
+        ShapeError: the generator's groups do not divide ``out_channels``, or there are no channels.
 
     Example:
         >>> layer = adntn.nn.Conv2d(256, 256, 3, padding=1, groups=2, config=adntn.GeneratorConfig(topology="mera"))
@@ -100,6 +115,6 @@ class Conv2d(_Conv, nn.Conv2d):  # type: ignore[override, misc]
 
 
 class Conv3d(_Conv, nn.Conv3d):  # type: ignore[override, misc]
-    """``torch.nn.Conv3d`` with a generated weight; see :class:`Conv2d`."""
+    """``torch.nn.Conv3d`` with a generated weight; arguments, errors and ways of running as :class:`Conv2d`."""
 
     dense_type = nn.Conv3d

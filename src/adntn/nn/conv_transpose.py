@@ -77,7 +77,7 @@ class _ConvTranspose(ConvolutionLayer, _ConvTransposeNd):  # type: ignore[overri
 
 
 class ConvTranspose1d(_ConvTranspose, nn.ConvTranspose1d):  # type: ignore[override, misc]
-    """``torch.nn.ConvTranspose1d`` with a generated weight; see :class:`ConvTranspose2d`."""
+    """``torch.nn.ConvTranspose1d`` with a generated weight; arguments and errors as :class:`ConvTranspose2d`."""
 
     dense_type = nn.ConvTranspose1d
 
@@ -85,13 +85,29 @@ class ConvTranspose1d(_ConvTranspose, nn.ConvTranspose1d):  # type: ignore[overr
 class ConvTranspose2d(_ConvTranspose, nn.ConvTranspose2d):  # type: ignore[override, misc]
     """``torch.nn.ConvTranspose2d`` with a generated weight.
 
-    The arguments are torch's, then ``config`` and ``execution`` as for :class:`adntn.nn.Linear`. The weight has torch's
-    shape, ``(in_channels, out_channels / groups, *kernel)``: what a generator's config calls ``out``, the rows that its
-    ``groups`` cut into blocks, are the input channels here. It runs factored as 1x1, transposed kernel, 1x1.
+    The weight has torch's shape, ``(in_channels, out_channels / groups, *kernel)``: what a generator's config calls
+    ``out``, the rows that its ``groups`` cut into blocks, are the input channels here. It runs factored as 1x1,
+    transposed kernel, 1x1.
+
+    Args:
+        in_channels: channels of each input.
+        out_channels: channels of each output.
+        kernel_size: as torch's.
+        stride: as torch's.
+        padding: as torch's.
+        output_padding: as torch's.
+        groups: as torch's, of channels.
+        bias: whether it has a (stored) bias.
+        dilation: as torch's.
+        padding_mode: ``"zeros"``, as torch's.
+        config: of the generator; None means the default.
+        execution: ``"auto"``, ``"factored"`` or ``"dense"``.
+        device: of all parameters.
+        dtype: of all parameters.
 
     Raises:
         ConfigError: ``execution="factored"`` with an order that has no split.
-        ShapeError: the generator's groups do not divide ``in_channels``.
+        ShapeError: the generator's groups do not divide ``in_channels``, or there are no channels.
 
     Example:
         >>> layer = adntn.nn.ConvTranspose2d(256, 128, 4, stride=2, padding=1)
@@ -103,6 +119,6 @@ class ConvTranspose2d(_ConvTranspose, nn.ConvTranspose2d):  # type: ignore[overr
 
 
 class ConvTranspose3d(_ConvTranspose, nn.ConvTranspose3d):  # type: ignore[override, misc]
-    """``torch.nn.ConvTranspose3d`` with a generated weight; see :class:`ConvTranspose2d`."""
+    """``torch.nn.ConvTranspose3d`` with a generated weight; arguments and errors as :class:`ConvTranspose2d`."""
 
     dense_type = nn.ConvTranspose3d

@@ -29,6 +29,11 @@ class Linear(GeneratedLayer, nn.Linear):  # type: ignore[override, misc]  # the 
     Raises:
         ConfigError: ``execution="factored"`` with an order that has no split.
         ShapeError: the generator's groups do not divide ``out_features``.
+
+    Example:
+        >>> layer = adntn.nn.Linear(1024, 4096, config=adntn.GeneratorConfig(topology="mera"))
+        >>> layer(torch.randn(8, 1024)).shape
+        torch.Size([8, 4096])
     """
 
     dense_type = nn.Linear

@@ -21,6 +21,21 @@ class GeneratedParameter(GeneratedWeight):
 
     The module goes on reading its parameter, which is made anew at each access; nothing of the dense one is kept.
     Such a module cannot be pickled whole, as torch's parametrized ones in general; its ``state_dict`` can.
+    :func:`adntn.compress_` puts it there, where a target is the name of a parameter.
+
+    Args:
+        source: a generator or another such layer, whose root and cores it registers as its own, and which of the rows
+            that these make are the parameter's; None for all.
+        execution: ``"auto"`` or ``"dense"``, which are the same here.
+
+    Raises:
+        ConfigError: ``execution="factored"``: the module takes a whole parameter.
+
+    Example:
+        >>> rnn = torch.nn.LSTM(64, 64)
+        >>> report = adntn.compress_(rnn, targets=["weight_ih_l0", "weight_hh_l0"])
+        >>> type(rnn.parametrizations.weight_ih_l0[0]).__name__
+        'GeneratedParameter'
     """
 
     kind = "parameter"

@@ -245,13 +245,6 @@ WALK = re.findall(
     re.MULTILINE,
 )
 
-#: Rows that may say "not built yet", and have to.
-GAPS = [
-    "(19)",
-    *("(31)", "(32)", "(33)", "(34)", "(35)"),
-    "Figure 6",
-]
-
 
 def test_everything_numbered_in_the_paper_has_a_row_without_an_empty_cell() -> None:
     counts = {"Algorithm": 3, "Definition": 2, "Figure": 6, "Table": 3}
@@ -260,10 +253,7 @@ def test_everything_numbered_in_the_paper_has_a_row_without_an_empty_cell() -> N
     assert sorted(row[0] for row in WALK) == sorted(expected)
     for number, *cells in WALK:
         assert all(cell.strip() for cell in cells), f"{number} has an empty cell"
-
-
-def test_what_is_not_built_yet_is_known() -> None:
-    assert [number for number, _, code, _ in WALK if "not built yet" in code.lower()] == GAPS
+        assert "not built yet" not in " ".join(cells).lower(), number
 
 
 def test_the_code_that_the_walk_names_is_there() -> None:

@@ -126,9 +126,9 @@ def test_tables_are_what_the_library_says(name: str) -> None:
 def test_code_on_the_pages_runs_and_prints_what_stands_below_it(page: Path) -> None:
     """If this fails after a change that is meant: python docs/scripts/pages.py."""
     blocks = list(SCRIPTS["pages"]["BLOCK"].finditer(page.read_text()))
-    # Accuracies of short runs differ between machines; counts do not.
+    # Accuracies of short runs differ between machines, most of all those near chance; counts do not.
     for block, printed in zip(blocks, SCRIPTS["pages"]["run"](page), strict=True):
-        assert_alike(block["output"] or "", printed, rel=0.1, abs=6.0 if page.parent != DOCS else 0.15)
+        assert_alike(block["output"] or "", printed, rel=0.1, abs=12.0 if page.parent != DOCS else 0.15)
 
 
 def test_the_tutorials_reading_is_that_of_its_numbers() -> None:

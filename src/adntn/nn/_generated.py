@@ -69,17 +69,30 @@ class GeneratedWeight(GeneratorModule):
 
     @property
     def execution(self) -> str:
-        """How it was asked to run."""
-        raise NotImplementedError
+        """How it was asked to run: ``"auto"``, ``"factored"`` or ``"dense"``."""
+        return self._execution
 
     @execution.setter
     def execution(self, value: str) -> None:
-        raise NotImplementedError
+        self._way = self.would_run(value)
+        self._execution = value
+
+    def would_run(self, execution: str) -> Way:
+        """Return how it would run if it were asked for this execution.
+
+        Raises:
+            ConfigError: the execution is unknown, or ``"factored"`` where the weight has no split.
+        """
+        return choose(execution, self, self._work())
+
+    def _work(self) -> Work | None:
+        """Return what ``execution="auto"`` compares; None where there is nothing to compare."""
+        return multiply_adds(self)
 
     @property
     def way(self) -> Way:
         """How it runs, and why."""
-        raise NotImplementedError
+        return self._way
 
     def _take(self, source: Source) -> None:
         """Register another module's root and cores as this one's too."""
@@ -240,11 +253,11 @@ class StandIn(nn.Module):
     @classmethod
     def _assemble(cls, dense: nn.Module, sources: Mapping[str, Source], execution: str) -> Self:
         """Build the module that stands in for a torch layer, with these root and cores for each generated name."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{cls.__name__}, as every family of layers, has to say how it is put together")
 
     def _plain(self, made: dict[object, nn.Parameter] | None) -> nn.Module:
         """Return the torch layer with the weights as they are now; with ``made``, it shares those and its biases."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__}, as every family of layers, has to say what is left of it")
 
     def to_dense(self) -> nn.Module:
         """Return a plain torch layer with the same options and hooks, and the weights as they are now."""
@@ -352,33 +365,6 @@ class GeneratedLayer(GeneratedWeight, StandIn):
     def kind(self) -> str:  # type: ignore[override]
         """What it is a weight of, for reports and files."""
         return self.dense_type.__name__
-
-    @property
-    def execution(self) -> str:
-        """How the layer was asked to run: ``"auto"``, ``"factored"`` or ``"dense"``."""
-        return self._execution
-
-    @execution.setter
-    def execution(self, value: str) -> None:
-        self._way = self.would_run(value)
-        self._execution = value
-
-    def would_run(self, execution: str) -> Way:
-        """Return how the layer would run if it were asked for this execution.
-
-        Raises:
-            ConfigError: the execution is unknown, or ``"factored"`` where the weight has no split.
-        """
-        return choose(execution, self, self._work())
-
-    def _work(self) -> Work | None:
-        """Return what ``execution="auto"`` compares; None where there is nothing to compare."""
-        return multiply_adds(self)
-
-    @property
-    def way(self) -> Way:
-        """How the layer runs, and why."""
-        return self._way
 
     def reset_parameters(self) -> None:
         """Draw root, cores and bias anew, the bias as torch's own layer does."""

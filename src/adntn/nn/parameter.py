@@ -47,20 +47,14 @@ class GeneratedParameter(GeneratedWeight):
         self._attached = False
         self.execution = execution
 
-    @property
-    def execution(self) -> str:
-        """How it was asked to run: ``"auto"`` or ``"dense"``, which are the same here."""
-        return self._execution
+    def would_run(self, execution: str) -> Way:
+        """Return how it would run: always dense.
 
-    @execution.setter
-    def execution(self, value: str) -> None:
-        if check_choice("execution", value, EXECUTIONS) == "factored":
+        Raises:
+            ConfigError: the execution is unknown, or ``"factored"``.
+        """
+        if check_choice("execution", execution, EXECUTIONS) == "factored":
             raise ConfigError("execution='factored' is not possible: the module of a parameter takes it whole.")
-        self._execution = value
-
-    @property
-    def way(self) -> Way:
-        """How it runs, and why."""
         return Way("dense", "its module takes a whole parameter")
 
     def dense_name(self, name: str) -> str:

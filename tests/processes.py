@@ -54,7 +54,7 @@ def main(how: str, name: str, config: str, file: Path) -> None:
         torch.save(state, file)
     dist.barrier()  # without it the exit of gloo's processes crashes in four runs of ten
     dist.destroy_process_group()
-    os._exit(0)  # with it still in one of some thirty, in a destructor of a thread; all work is done and on the disk
+    os._exit(0)  # with it still, though rarely, in a destructor of a thread; all work is done and on the disk
 
 
 if __name__ == "__main__":

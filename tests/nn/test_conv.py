@@ -22,19 +22,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "grouped": {"kernel_size": 3, "groups": 4},
     "no bias": {"kernel_size": 1, "bias": False},
 }
-DESCRIPTION = (
-    "in_channels",
-    "out_channels",
-    "kernel_size",
-    "stride",
-    "padding",
-    "dilation",
-    "transposed",
-    "output_padding",
-    "groups",
-    "padding_mode",
-    "_reversed_padding_repeated_twice",
-)
+DESCRIPTION = (*nn.Conv2d.__constants__, "transposed", "_reversed_padding_repeated_twice")
 every_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 
 

@@ -25,19 +25,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "dilated, no bias": {"kernel_size": 2, "dilation": 2, "bias": False},
     "grouped": {"kernel_size": 3, "groups": 4},
 }
-DESCRIPTION = (
-    "in_channels",
-    "out_channels",
-    "kernel_size",
-    "stride",
-    "padding",
-    "dilation",
-    "transposed",
-    "output_padding",
-    "groups",
-    "padding_mode",
-    "_reversed_padding_repeated_twice",
-)
+DESCRIPTION = (*nn.ConvTranspose2d.__constants__, "transposed", "_reversed_padding_repeated_twice")
 every_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 every_kind = pytest.mark.parametrize("dims", KINDS)
 both_ways = pytest.mark.parametrize("execution", ["dense", "factored"])

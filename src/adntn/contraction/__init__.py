@@ -1,6 +1,7 @@
 """The contraction of a generator's levels: plans and how they run.
 
-Plans (:mod:`.plan`) hold no tensors; :mod:`.segments` is how one segment meets a state, :mod:`.run` all of them.
+Plans (:mod:`.plan`) hold no tensors; :mod:`.segments` is how one segment meets a state, :mod:`.run` all of them,
+and :mod:`.sides` those between a cut and an axis, on the states of a layer that runs.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from adntn.contraction.plan import Plan, Segment, Split, plan_level, plan_readout, plan_split
 from adntn.contraction.run import Activate, Contraction, Factors, apply, apply_at, in_digit_order
 from adntn.contraction.segments import Cores, kron
+from adntn.contraction.sides import Side
 
 __all__ = [
     "Activate",
@@ -16,6 +18,7 @@ __all__ = [
     "Factors",
     "Plan",
     "Segment",
+    "Side",
     "Split",
     "apply",
     "apply_at",

@@ -13,10 +13,10 @@ restricted to the cores above one axis of the weight, gives the exact split W = 
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import Literal
 
 from adntn.levels import Core, Level
@@ -143,11 +143,14 @@ class _Circuit:
         self.wires = wires
         self.num_axes = num_axes
 
-    def plan(self, inputs: Sequence[_Input]) -> Plan:
+    def plan(self, inputs: Sequence[_Input], takes: Sequence[int] = ()) -> Plan:
+        """Cut the circuit into segments, of ``takes`` inputs each where that is given, the last inputs first."""
         queue, held = list(inputs), list[int]()
         segments: list[Segment] = []
+        left = iter(takes)
         while queue:
-            taken = self._take(queue, held)
+            count = next(left, 0)
+            taken = [queue.pop() for _ in range(count)][::-1] if count else self._take(queue, held)
             segment, held = self._segment(taken, held)
             segments.append(segment)
         size_out = tuple(math.prod(s.released[a] for s in segments) for a in range(self.num_axes))
@@ -237,14 +240,14 @@ def _parents(level: Level) -> list[_Input]:
     return [_Input(level.children_of(parent), core, level.sizes_in[parent]) for parent, core in enumerate(level.cores)]
 
 
-@lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=1024)
 def plan_level(level: Level) -> Plan:
     """Plan a level between two hidden states; its outcome has one axis, the raveled state."""
     wires = {p: _Wire(level.sizes_out[p], 0, gates) for p, gates in _gates(level).items()}
     return _Circuit(level, wires, num_axes=1).plan(_parents(level))
 
 
-@lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=1024)
 def plan_readout(level: Level, tensorization: Tensorization) -> Plan:
     """Plan the last level so that its outcome has the weight's axes, padded axes cropped on the way."""
     gates = _gates(level)
@@ -272,11 +275,15 @@ class Split:
         outer: from the ``out`` cut to the ``out`` axis; run on the identity it gives A^T.
         inner: from the ``in`` cut to the ``in`` axis; run on the identity it gives B^T.
         centre: from the hidden state to (``out`` cut, ``in`` cut, kernel).
+        staged_outer: ``outer`` in the segments that a state goes through with the least work.
+        staged_inner: ``inner`` likewise.
     """
 
     outer: Plan
     inner: Plan
     centre: Plan
+    staged_outer: Plan
+    staged_inner: Plan
 
     def side(self, axis: int) -> Plan:
         """Return the circuit that leads to an axis."""
@@ -288,7 +295,7 @@ class Split:
         return self.outer.size_in, self.inner.size_in
 
 
-@lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=1024)
 def plan_split(level: Level, tensorization: Tensorization) -> Split | None:
     """Plan the split of the readout along the weight's axes; None where the order keeps the axes together."""
     if not tensorization.splits_axes:
@@ -330,17 +337,56 @@ def plan_split(level: Level, tensorization: Tensorization) -> Split | None:
             if leads_to in sides:
                 sides[leads_to].append(_Input((position,), None, size))
 
-    outer, inner = (_side(level, mine[frozenset([axis])], sides[axis]) for axis in (OUT, IN))
     axes = [mode.axis for mode in tensorization.modes]
+    crop = _crop(tensorization)
+
+    def side(axis: int, takes: Sequence[int] = ()) -> Plan:
+        gates = mine[frozenset([axis])]
+        own = {p: _Wire(level.sizes_out[p], 0, list(gates[p])) for i in sides[axis] for p in i.wires}
+        return replace(_Circuit(level, own, num_axes=1).plan(sides[axis], takes), crop=crop[axis : axis + 1])
+
+    outer, inner = side(OUT), side(IN)
     if axes != sorted(axes) and (outer.size_in >= tensorization.axes[OUT] or inner.size_in >= tensorization.axes[IN]):
         return None
     centre = _Circuit(level, wires, num_axes=len(tensorization.axes)).plan(inputs)
-    crop = _crop(tensorization)
     if len(tensorization.axes) > KERNEL:
         centre = replace(centre, crop=(outer.size_in, inner.size_in, crop[KERNEL]))
-    return Split(replace(outer, crop=crop[:1]), replace(inner, crop=crop[1:2]), centre)
+    columns = _MAP if len(tensorization.axes) > KERNEL else 1
+    staged = (_cheapest(functools.partial(side, axis), len(sides[axis]), columns) for axis in (OUT, IN))
+    return Split(outer, inner, centre, *staged)
 
 
-def _side(level: Level, gates: dict[int, list[tuple[int, int]]], inputs: list[_Input]) -> Plan:
-    wires = {p: _Wire(level.sizes_out[p], 0, list(gates[p])) for i in inputs for p in i.wires}
-    return _Circuit(level, wires, num_axes=1).plan(inputs)
+# What else counts beside arithmetic, in multiply-adds, as seen on a processor: a number of a state is written and read,
+# and a batch of small products costs a call for each of them. And what a second stage must save to be worth its calls.
+_NUMBER = 32
+_PRODUCT = 1000
+_SECOND_STAGE = 0.72
+# Positions of a map, where channels are concerned: 4 x 4, as in the deep layers that are worth generating.
+_MAP = 16
+
+
+def _cheapest(side: Callable[[Sequence[int]], Plan], inputs: int, columns: int) -> Plan:
+    """Return the circuit of a side in one stage or in two, whichever a state goes through with the least work."""
+    whole = side([inputs])
+    halves = [(stage_work(plan, columns), plan) for plan in (side([n, inputs - n]) for n in range(1, inputs))]
+    work, best = min(halves, key=lambda half: half[0], default=(math.inf, whole))
+    return best if work < _SECOND_STAGE * stage_work(whole, columns) else whole
+
+
+def stage_work(plan: Plan, columns: int = 1) -> int:
+    """Return what a state costs on its way through a plan, in multiply-adds and what compares with them.
+
+    Args:
+        plan: with one axis.
+        columns: of the state; positions of a map, where the axis is one of channels.
+    """
+    work, right, left = 0, columns, plan.size_in
+    for segment in plan.segments:
+        left //= segment.size_in
+        wanted = segment.released[0]
+        if plan.crop is not None and segment is plan.segments[-1]:
+            wanted = min(wanted, -(-plan.crop[0] * columns // right))
+        work += left * (segment.held * wanted * right * (segment.size_in + _NUMBER) + _PRODUCT * (right > 1))
+        left, right = left * segment.held, right * wanted
+    cropped = plan.crop is not None and right != columns * plan.crop[0]
+    return work + _NUMBER * right if cropped else work  # what is cropped is copied

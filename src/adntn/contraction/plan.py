@@ -361,6 +361,7 @@ def plan_split(level: Level, tensorization: Tensorization) -> Split | None:
 _NUMBER = 32
 _PRODUCT = 1000
 _SECOND_STAGE = 0.72
+_SECOND_STAGE_MAP = 0.9
 # Positions of a map, where channels are concerned: 4 x 4, as in the deep layers that are worth generating.
 _MAP = 16
 
@@ -370,7 +371,8 @@ def _cheapest(side: Callable[[Sequence[int]], Plan], inputs: int, columns: int) 
     whole = side([inputs])
     halves = [(stage_work(plan, columns), plan) for plan in (side([n, inputs - n]) for n in range(1, inputs))]
     work, best = min(halves, key=lambda half: half[0], default=(math.inf, whole))
-    return best if work < _SECOND_STAGE * stage_work(whole, columns) else whole
+    worthwhile = _SECOND_STAGE if columns == 1 else _SECOND_STAGE_MAP
+    return best if work < worthwhile * stage_work(whole, columns) else whole
 
 
 def stage_work(plan: Plan, columns: int = 1) -> int:

@@ -6,6 +6,7 @@ and :mod:`.sides` those between a cut and an axis, on the states of a layer that
 
 from __future__ import annotations
 
+from adntn.contraction.forest import Forest
 from adntn.contraction.plan import Plan, Segment, Split, plan_level, plan_readout, plan_split
 from adntn.contraction.run import Activate, Contraction, Factors, apply, apply_at, in_digit_order
 from adntn.contraction.segments import Cores, kron
@@ -16,6 +17,7 @@ __all__ = [
     "Contraction",
     "Cores",
     "Factors",
+    "Forest",
     "Plan",
     "Segment",
     "Side",

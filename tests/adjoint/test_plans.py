@@ -18,7 +18,7 @@ from adntn.adjoint.equations import (
     level_blocks,
     state_adjoint,
 )
-from adntn.adjoint.plans import Parts, apply_adjoint, stacked
+from adntn.adjoint.plans import Parts, level_adjoint, stacked
 from adntn.adjoint.readout import ReadoutAdjoint
 from adntn.contraction import Contraction
 from adntn.levels import Core, Level
@@ -60,12 +60,12 @@ def test_a_plans_adjoint_is_the_papers(case: Case) -> None:
     trees, tensorization = gen.config.trees, gen.blueprint.tensorization
     *hidden, last = gen.blueprint.levels
     with torch.inference_mode():
-        for level, plan in zip(hidden, network.hidden_plans, strict=True):
+        for level, plans in zip(hidden, network.hidden_plans, strict=True):
             cores = network.cores(parameters, level)
             state = torch.randn(trees, level.entries_in, dtype=torch.float64)
-            upstream = torch.randn(trees, *plan.size_out, dtype=torch.float64)
-            parts, before = apply_adjoint(plan, cores, state.unsqueeze(1), upstream.unsqueeze(1))
-            check(level, (parts, before.squeeze(1)), by_the_equations(level, cores, state, upstream), trees)
+            upstream = torch.randn(trees, *plans[-1].size_out, dtype=torch.float64)
+            found = level_adjoint(plans, cores, state, upstream)
+            check(level, found, by_the_equations(level, cores, state, upstream), trees)
 
         cores = network.cores(parameters, last)
         state = torch.randn(trees, last.entries_in, dtype=torch.float64)

@@ -172,7 +172,7 @@ def test_cuts_inside_large_hidden_levels_change_nothing(
     # Q = 21: the hidden state has 11 modes, so that its levels too are more than one segment.
     gen = Case((256, 130, 3, 3), {"order": order, **TOPOLOGIES[topology]}).build()
     hidden, weight, factors = gen.hidden(), gen(), gen.factors()
-    assert len(plan.plan_level(gen.blueprint.levels[-2]).segments) > 1
+    assert len(plan.plan_level(gen.blueprint.levels[-2])[0].segments) > 1
     plan_with_bounds(4)
     other = with_other_bounds(gen)
     assert relative_error(other.hidden(), hidden) < 1e-12
@@ -352,5 +352,6 @@ def test_no_array_has_more_than_seven_dimensions(topology: str, order: str) -> N
         factors = gen.factors()
         if factors is not None:
             sum(f.sum() for f in factors).backward()
-    # An explicit order can interleave the three axes of a convolution, each of which then stands for two dimensions.
-    assert 1 < largest.seen <= (8 if order == "shuffled" else 7)
+    # An explicit order can interleave the three axes of a convolution, each of which then stands for two dimensions,
+    # beside what enters the last product.
+    assert 1 < largest.seen <= (9 if order == "shuffled" else 7)

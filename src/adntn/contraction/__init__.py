@@ -5,8 +5,9 @@ Plans (:mod:`.plan`) hold no tensors; :mod:`.segments` is how one segment meets 
 
 from __future__ import annotations
 
-from adntn.contraction.plan import Plan, Segment, Split, plan_level, plan_readout, plan_split
-from adntn.contraction.run import Activate, Contraction, Factors, apply, apply_at, in_digit_order
+from adntn.contraction.plan import Plan, Readout, Segment, Split, plan_level, plan_readout, plan_split
+from adntn.contraction.readout import apply
+from adntn.contraction.run import Activate, Contraction, Factors, apply_at, in_digit_order
 from adntn.contraction.segments import Cores, kron
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Cores",
     "Factors",
     "Plan",
+    "Readout",
     "Segment",
     "Split",
     "apply",

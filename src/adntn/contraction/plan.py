@@ -16,18 +16,38 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Literal
 
 from adntn.levels import Core, Level
 from adntn.tensorize import IN, KERNEL, OUT, Tensorization
 
-__all__ = ["Axes", "Plan", "Segment", "Split", "Stage", "plan_level", "plan_readout", "plan_split"]
+__all__ = [
+    "Axes",
+    "Plan",
+    "Readout",
+    "Segment",
+    "Split",
+    "Stage",
+    "Step",
+    "plan_level",
+    "plan_readout",
+    "plan_split",
+]
 
 # Bounds on one segment's matrix. Larger ones cost arithmetic (a product with a merged matrix of b inputs costs b
 # multiply-adds an output), smaller ones cost calls. 256 outputs of 16 inputs are four readout cores of radix 2.
 _MAX_OUTPUTS = 256
 _MAX_ENTRIES = 1 << 13
+
+# A state of at most so many entries is passed over once for the expansion and once for each mixing layer: merging gates
+# into the expansions' matrices saves passes, and costs more calls than a pass over a small state does.
+_SMALL_STATE = 1 << 14
+
+# Outputs of the readout's last product. It is the one that costs: of the shapes that could be taken, (rows, 8) @
+# (8, 64) runs nearest to the speed at which memory can be written. For a small weight calls count, not arithmetic.
+_TAIL_OUTPUTS = 64
+_SMALL_WEIGHT = 1 << 20
 
 Axes = tuple[int, ...]
 
@@ -74,6 +94,36 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class Step:
+    """A segment where a plan has it act: on the third dimension of ``(groups, left, size_in, right)``.
+
+    Attributes:
+        segment: what acts.
+        wanted: of the outputs it releases, how many of each axis are not wholly in the padding.
+        done: what the segments before it released and was kept, an entry an axis.
+        kept: of every axis, what is kept once this segment has acted: all of it until its last digit stands.
+    """
+
+    segment: Segment
+    wanted: Axes
+    done: Axes
+    kept: Axes
+
+    @property
+    def right(self) -> int:
+        return math.prod(self.done)
+
+    @property
+    def made(self) -> Axes:
+        """Of every axis, what there is before it is cropped."""
+        return tuple(new * old for new, old in zip(self.wanted, self.done, strict=True))
+
+    @property
+    def size_out(self) -> int:
+        return self.segment.held * math.prod(self.wanted)
+
+
+@dataclass(frozen=True)
 class Plan:
     """A circuit as segments, the last wires first.
 
@@ -88,6 +138,52 @@ class Plan:
     size_in: int
     size_out: Axes
     crop: Axes | None = None
+
+    @cached_property
+    def steps(self) -> tuple[Step, ...]:
+        """The segments with what they meet. Each axis is cropped where it is whole, while the state is still small."""
+        last = [
+            max((n for n, s in enumerate(self.segments) if s.released[axis] > 1), default=-1)
+            for axis in range(len(self.size_out))
+        ]
+        found: list[Step] = []
+        done: Axes = (1,) * len(self.size_out)
+        for number, segment in enumerate(self.segments):
+            wanted, kept = list(segment.released), [new * old for new, old in zip(segment.released, done, strict=True)]
+            for axis, size in enumerate(self.crop or ()):
+                if last[axis] == number:
+                    wanted[axis] = min(wanted[axis], -(-size // done[axis]))
+                    kept[axis] = min(kept[axis], size)
+            found.append(Step(segment, tuple(wanted), done, tuple(kept)))
+            done = tuple(kept)
+        return tuple(found)
+
+    @cached_property
+    def alike(self) -> tuple[tuple[Piece, tuple[int, ...]], ...]:
+        """Segments that are each a run of as many cores of a stack, the runs one behind the other.
+
+        The first run, and the numbers of the segments in the order of the runs.
+        """
+        runs: dict[tuple[str, int], dict[int, int]] = {}
+        for number, step in enumerate(self.steps):
+            segment = step.segment
+            if len(segment.stages) == 1 and segment.columns is None and step.wanted == segment.released:
+                piece, *more = segment.stages[0]
+                if not more and piece.kind != "pass":
+                    runs.setdefault((piece.name, piece.count), {})[piece.start] = number
+        found = []
+        for (name, count), places in runs.items():
+            starts = sorted(places)
+            if len(starts) > 1 and starts[-1] - starts[0] == (len(starts) - 1) * count:
+                piece = self.segments[places[starts[0]]].stages[0][0]
+                found.append((piece, tuple(places[start] for start in starts)))
+                assert piece.name == name
+        return tuple(found)
+
+    @property
+    def axes(self) -> Axes:
+        """The axes of its outcome, cropped."""
+        return self.steps[-1].kept if self.steps else self.size_out
 
     @property
     def stacks(self) -> frozenset[str]:
@@ -107,11 +203,12 @@ class _Wire:
 
 @dataclass(frozen=True)
 class _Input:
-    """What enters a circuit: a parent with a core to expand it, or a wire that passes through."""
+    """What enters a circuit: what a core acts on, or a wire that passes through."""
 
     wires: tuple[int, ...]  # keys of what it becomes: positions, or below zero a parent left as it is
     core: Core | None
     size: int
+    kind: Literal["expand", "mix"] = "expand"
 
 
 def _runs(cores: Sequence[Core | None], sizes: Sequence[int], kind: Literal["expand", "mix"]) -> Stage:
@@ -144,26 +241,48 @@ class _Circuit:
         self.num_axes = num_axes
 
     def plan(self, inputs: Sequence[_Input]) -> Plan:
-        queue, held = list(inputs), list[int]()
-        segments: list[Segment] = []
-        while queue:
-            taken = self._take(queue, held)
-            segment, held = self._segment(taken, held)
-            segments.append(segment)
+        busy = [i.core is not None or any(self.wires[w].gates for w in i.wires) for i in inputs]
+        segments = self._cut(inputs, busy, sum(busy))
+        cuts = sum(bool(segment.stages) for segment in segments)
+        if cuts > 1:
+            # As many segments, but of one length where that is possible: matrices of a kind are made together.
+            even = self._cut(inputs, busy, -(-sum(busy) // cuts))
+            segments = even if len(even) == len(segments) else segments
         size_out = tuple(math.prod(s.released[a] for s in segments) for a in range(self.num_axes))
         return Plan(tuple(segments), math.prod(i.size for i in inputs), size_out)
 
-    def _take(self, queue: list[_Input], held: list[int]) -> list[_Input]:
-        """Take inputs off the right end until one more would make the segment's matrix too large."""
+    def whole(self, inputs: list[_Input]) -> Plan:
+        """Plan the circuit as one segment."""
+        segment, _ = self._segment(inputs, [])
+        return Plan((segment,), segment.size_in, segment.released)
+
+    def _cut(self, inputs: Sequence[_Input], busy: Sequence[bool], most: int) -> list[Segment]:
+        gates = {key: list(wire.gates) for key, wire in self.wires.items()}
+        queue, held = list(zip(inputs, busy, strict=True)), list[int]()
+        segments: list[Segment] = []
+        while queue:
+            segment, held = self._segment(self._take(queue, held, most), held)
+            segments.append(segment)
+        for key, wire in self.wires.items():
+            wire.gates = gates[key]
+        return segments
+
+    def _take(self, queue: list[tuple[_Input, bool]], held: list[int], most: int) -> list[_Input]:
+        """Take inputs off the right end until one more would make the segment's matrix too large.
+
+        What merely passes is never taken together with what is acted on: it would have to be an identity there.
+        """
         taken: list[_Input] = []
         size_in = size_out = math.prod(self.wires[w].size for w in held)
+        first_busy = queue[-1][1]
         while queue:
-            candidate = queue[-1]
+            candidate, busy = queue[-1]
             size_in *= candidate.size
             size_out *= math.prod(self.wires[w].size for w in candidate.wires)
-            if taken and (size_out > _MAX_OUTPUTS or size_in * size_out > _MAX_ENTRIES):
+            large = busy and (len(taken) >= most or size_out > _MAX_OUTPUTS or size_in * size_out > _MAX_ENTRIES)
+            if taken and (busy != first_busy or large):
                 break
-            taken.insert(0, queue.pop())
+            taken.insert(0, queue.pop()[0])
         return taken
 
     def _segment(self, taken: list[_Input], held: list[int]) -> tuple[Segment, list[int]]:
@@ -173,7 +292,7 @@ class _Circuit:
         first = _runs(
             [i.core for i in taken] + [None] * len(held),
             [i.size for i in taken] + [size_of[w] for w in held],
-            "expand",
+            taken[0].kind,
         )
         if not _does_nothing(first):
             stages.append(first)
@@ -238,19 +357,115 @@ def _parents(level: Level) -> list[_Input]:
 
 
 @lru_cache(maxsize=1024)
-def plan_level(level: Level) -> Plan:
-    """Plan a level between two hidden states; its outcome has one axis, the raveled state."""
-    wires = {p: _Wire(level.sizes_out[p], 0, gates) for p, gates in _gates(level).items()}
-    return _Circuit(level, wires, num_axes=1).plan(_parents(level))
+def plan_level(level: Level) -> tuple[Plan, ...]:
+    """Plan a level between two hidden states, as one circuit or several; each outcome has one axis, the raveled state.
+
+    A large state is passed over once. A small one is first expanded, then mixed layer by layer.
+    """
+    gates = _gates(level)
+    if math.prod(level.sizes_out) > _SMALL_STATE or not level.mixers:
+        wires = {p: _Wire(level.sizes_out[p], 0, gates[p]) for p in gates}
+        return (_Circuit(level, wires, num_axes=1).plan(_parents(level)),)
+    layers = [_parents(level)] if any(level.cores) else []
+    for mixer, cores in zip(level.mixers, level.gates, strict=True):
+        single = {p: _Input((p,), None, size) for p, size in enumerate(level.sizes_out)}
+        for gate, core in enumerate(cores):
+            left = mixer.first + 2 * gate
+            single[left] = _Input((left, left + 1), core, single[left].size * single.pop(left + 1).size, "mix")
+        layers.append(list(single.values()))
+    wires = {p: _Wire(size, 0) for p, size in enumerate(level.sizes_out)}
+    return tuple(_Circuit(level, wires, num_axes=1).plan(layer) for layer in layers)
+
+
+@dataclass(frozen=True)
+class Readout:
+    """The last level, as two circuits. What is large is made by the second one, in one product.
+
+    Attributes:
+        head: from the hidden state to the axes' leading digits and, as an axis behind them, what enters the tail.
+        tail: from there to the axes' trailing digits, one segment; None where the head makes everything.
+        crop: how many indices of each axis are wanted.
+    """
+
+    head: Plan
+    tail: Plan | None
+    crop: Axes
+
+    @cached_property
+    def stacks(self) -> frozenset[str]:
+        """The stacks of which it has cores."""
+        return self.head.stacks | (self.tail.stacks if self.tail is not None else frozenset())
+
+    @cached_property
+    def made(self) -> Axes:
+        """The axes that the two make, before they are cropped."""
+        leading = self.head.axes[: len(self.crop)]
+        if self.tail is None:
+            return leading
+        return tuple(a * b for a, b in zip(leading, self.tail.axes, strict=True))
 
 
 @lru_cache(maxsize=1024)
-def plan_readout(level: Level, tensorization: Tensorization) -> Plan:
+def plan_readout(level: Level, tensorization: Tensorization) -> Readout:
     """Plan the last level so that its outcome has the weight's axes, padded axes cropped on the way."""
-    gates = _gates(level)
-    wires = {p: _Wire(mode.size, mode.axis, gates[p]) for p, mode in enumerate(tensorization.modes)}
-    plan = _Circuit(level, wires, num_axes=len(tensorization.axes)).plan(_parents(level))
-    return replace(plan, crop=_crop(tensorization))
+    crop = _crop(tensorization)
+    parents = range(level.parents)
+    tails = [found for first in parents if (found := _Tail.of(level, tensorization, first)) is not None]
+    bound = _TAIL_OUTPUTS if tensorization.size > _SMALL_WEIGHT else _MAX_OUTPUTS
+    fitting = [tail for tail in tails if math.prod(tail.cropped(crop).axes) <= bound]
+    if not fitting:
+        gates = _gates(level)
+        wires = {p: _Wire(mode.size, mode.axis, gates[p]) for p, mode in enumerate(tensorization.modes)}
+        plan = _Circuit(level, wires, len(crop)).plan(_parents(level))
+        return Readout(replace(plan, crop=crop), None, crop)
+    tail = fitting[0]  # the one with the most parents
+    parts = tail.plan.size_out
+    leading = tuple(-(-size // part) for size, part in zip(crop, parts, strict=True))
+    head = replace(tail.head, crop=(*leading, tail.plan.size_in))
+    return Readout(head, tail.cropped(crop), crop)
+
+
+@dataclass(frozen=True)
+class _Tail:
+    """A readout cut in two before the children of some parent; see :class:`Readout`."""
+
+    head: Plan
+    plan: Plan
+
+    def cropped(self, crop: Axes) -> Plan:
+        """Return the tail's plan, cropped along the axes that it makes alone."""
+        alone = (size == 1 for size in self.head.size_out)
+        sizes = (size if mine else part for size, mine, part in zip(crop, alone, self.plan.size_out, strict=False))
+        return replace(self.plan, crop=tuple(sizes))
+
+    @classmethod
+    def of(cls, level: Level, tensorization: Tensorization, first: int) -> _Tail | None:
+        """Cut before the children of parent ``first``; None if that makes the tail no less work than the weight."""
+        parents, modes, axes = _parents(level), tensorization.modes, len(tensorization.axes)
+        # A gate that waits for a wire of the tail is of the tail, and so are both its wires from then on.
+        mine: dict[int, list[tuple[int, int]]] = {p: [] for p in range(level.children)}
+        others: dict[int, list[tuple[int, int]]] = {p: [] for p in range(level.children)}
+        wires = {p for entry in parents[first:] for p in entry.wires}
+        for layer, mixer in enumerate(level.mixers):
+            for gate in range(mixer.gates):
+                pair = (mixer.first + 2 * gate, mixer.first + 2 * gate + 1)
+                late = not wires.isdisjoint(pair)
+                wires |= set(pair) if late else set()
+                for position in pair:
+                    (mine if late else others)[position].append((layer, gate))
+        # A parent above a gate of the head is expanded there, and its children enter the tail as they are.
+        whole = [all(p in wires and not others[p] for p in entry.wires) for entry in parents]
+        above = {p for entry, late in zip(parents, whole, strict=True) if late for p in entry.wires}
+        inputs = [_Input((p,), None, modes[p].size) for p in sorted(wires - above)]
+        inputs += [entry for entry, late in zip(parents, whole, strict=True) if late]
+        size_in, size_out = math.prod(i.size for i in inputs), math.prod(modes[p].size for p in wires)
+        if 2 * size_in > size_out or size_in * size_out > _MAX_ENTRIES:
+            return None
+        plan = _Circuit(level, {p: _Wire(modes[p].size, modes[p].axis, mine[p]) for p in wires}, axes).whole(inputs)
+        before = {p: _Wire(m.size, axes if p in wires else m.axis, others[p]) for p, m in enumerate(modes)}
+        before |= {-1 - n: _Wire(parents[n].size, axes) for n, late in enumerate(whole) if late}
+        passing = [_Input((-1 - n,), None, e.size) if whole[n] else e for n, e in enumerate(parents)]
+        return cls(_Circuit(level, before, axes + 1).plan(passing), plan)
 
 
 def _crop(tensorization: Tensorization) -> Axes:

@@ -94,7 +94,8 @@ def check_out(out: Tensor, shape: tuple[int, ...], parameters: Sequence[Tensor])
         raise ShapeError(f"out= has shape {tuple(out.shape)}; the weight has {shape}.")
     if (out.dtype, out.device) != (like.dtype, like.device):
         raise ConfigError(
-            f"out= is of {out.dtype} on {out.device}, the weight of {like.dtype} on {like.device}, as its parameters are."
+            f"out= is of {out.dtype} on {out.device}; the weight is of {like.dtype} on {like.device}, as its "
+            "parameters are."
         )
     if any(size > 1 and not stride for size, stride in zip(shape, out.stride(), strict=True)):
         raise ConfigError(f"out= has strides {out.stride()}, so that some of its entries share their memory.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -21,7 +22,7 @@ from adntn.contraction.segments import (
 __all__ = ["apply", "finished", "summed", "unfinished", "write"]
 
 # Entries that are made at a time where they cannot be made in place: they stay in a core's cache until they are copied.
-_PIECE = 1 << 18
+_PIECE = 1 << 19
 
 
 def apply(plan: Plan, cores: Cores, state: Tensor) -> Tensor:
@@ -87,23 +88,34 @@ def finished(rows: Tensor, matrix: Tensor | None) -> Tensor:
 
 
 def write(plan: Readout, rows: Tensor, matrix: Tensor | None, out: Tensor) -> None:
-    """Write what :func:`finished` returns, cropped, into ``out``, shape ``(groups, *axes)``, its kernel in one axis or more.
+    """Write what :func:`finished` returns, cropped, into ``out`` of shape ``(groups, *axes)``.
 
-    Straight where every entry of the product is one of ``out``; in pieces otherwise.
+    Straight where the product's entries stand as those of ``out``; by pieces, from a cache, otherwise.
+
+    Args:
+        plan: of the readout.
+        rows: as from :func:`summed`, as is ``matrix``.
+        matrix: the last product's.
+        out: its kernel may be several axes.
     """
     if matrix is None:
         out.copy_(rows.reshape(out.shape))
         return
-    leading, trailing = tuple(rows.shape[1:-1]), tuple(matrix.shape[2:])
-    if plan.made == plan.crop and out.is_contiguous() and out.dtype == rows.dtype:
-        if arrangement(leading, trailing) is None:
-            _write_rows(rows.flatten(1, -2), matrix.flatten(2), out.view(len(rows), -1, math.prod(trailing)))
-            return
-        if arrangement(leading[1:], trailing[1:]) is None:
-            _write_strided(rows.flatten(2, -2), matrix.flatten(3), out)
-            return
-    each = len(rows) * math.prod(leading[1:]) * math.prod(trailing)
-    step = max(1, _PIECE // each)
+    groups, leading, trailing = len(rows), rows.shape[1:-1], matrix.shape[2:]
+    whole = plan.made == plan.crop and out.is_contiguous()
+    if whole and out.dtype == rows.dtype and arrangement(tuple(leading), tuple(trailing)) is None:
+        _write_rows(rows.flatten(1, -2), matrix.flatten(2), out.view(groups, -1, math.prod(trailing)))
+        return
+    step = max(1, _PIECE // (groups * math.prod(leading[1:]) * math.prod(trailing)))
+    if whole:
+        places = out.view(groups, *itertools.chain.from_iterable(zip(leading, trailing, strict=True)))
+        dims = range(1, places.ndim)
+        places = places.permute(0, *dims[::2], *dims[1::2])  # shape: (groups, *leading, *trailing)
+        for start in range(0, leading[0], step):
+            place, some = places[:, start : start + step], rows[:, start : start + step]
+            made = rows_times(some.reshape(groups, -1, rows.shape[-1]), matrix.flatten(2))
+            place.copy_(made.view(place.shape))
+        return
     for start in range(0, leading[0], step):
         place = out[:, start * trailing[0] : (start + step) * trailing[0]]
         made = finished(rows[:, start : start + step], matrix)
@@ -112,16 +124,9 @@ def write(plan: Readout, rows: Tensor, matrix: Tensor | None, out: Tensor) -> No
 
 def _write_rows(rows: Tensor, matrix: Tensor, out: Tensor) -> None:  # shapes: (g, n, k), (g, k, m), (g, n, m)
     parts = row_blocks(rows.shape[1], matrix.shape[2])
-    for own, mine, place in zip(rows, matrix, out, strict=True) if parts > 1 else ():
-        shape = (parts, -1, place.shape[1])
-        torch.bmm(own.reshape(parts, -1, own.shape[1]), mine.expand(parts, -1, -1), out=place.view(shape))
     if parts == 1:
         torch.bmm(rows, matrix, out=out)
-
-
-def _write_strided(rows: Tensor, matrix: Tensor, out: Tensor) -> None:
-    # shapes: rows (g, leading, n, k), matrix (g, k, trailing, m), out (g, leading * trailing, n * m)
-    places = out.view(len(rows), rows.shape[1], matrix.shape[2], rows.shape[2], matrix.shape[3])
-    for own, mine, place in zip(rows, matrix, places, strict=True):
-        for digit in range(matrix.shape[2]):
-            torch.bmm(own, mine[:, digit].expand(len(own), -1, -1), out=place[:, digit])
+        return
+    for own, mine, place in zip(rows, matrix, out, strict=True):
+        blocks = own.reshape(parts, -1, own.shape[1])
+        torch.bmm(blocks, mine.expand(parts, -1, -1), out=place.view(parts, -1, place.shape[1]))

@@ -355,9 +355,9 @@ class GeneratorModule(nn.Module):
         return self.config.groups
 
     def _parameters_by_name(self) -> dict[str, Tensor]:
-        work = torch.promote_types(self.dtype, torch.float32)
         named = {name: self._tensor(path) for name, path in self._paths}
-        if work != self.dtype:
+        if self.dtype not in (torch.float32, torch.float64):
+            work = torch.promote_types(self.dtype, torch.float32)
             named = {name: tensor.to(work) for name, tensor in named.items()}
         named.update({name: getattr(self, name) for name in self.blueprint.buffer_shapes})
         return named

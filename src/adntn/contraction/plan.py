@@ -44,6 +44,10 @@ _MAX_ENTRIES = 1 << 13
 # into the expansions' matrices saves passes, and costs more calls than a pass over a small state does.
 _SMALL_STATE = 1 << 14
 
+# A last mode of at most so many entries does not merely pass where several segments act on the others: a product for
+# each entry on the left, of so few columns, takes longer than one with a matrix that has the identity in it.
+_NARROW = 4
+
 # Outputs of the readout's last product. It is the one that costs: of the shapes that could be taken, (rows, 8) @
 # (8, 64) runs nearest to the speed at which memory can be written. For a small weight calls count, not arithmetic.
 _TAIL_OUTPUTS = 64
@@ -210,6 +214,10 @@ class _Input:
     size: int
     kind: Literal["expand", "mix"] = "expand"
 
+    @property
+    def stack(self) -> str:
+        return self.core.stack if self.core is not None else ""
+
 
 def _runs(cores: Sequence[Core | None], sizes: Sequence[int], kind: Literal["expand", "mix"]) -> Stage:
     """Group neighbouring cores of one stack, and neighbouring untouched wires, into pieces."""
@@ -242,9 +250,13 @@ class _Circuit:
 
     def plan(self, inputs: Sequence[_Input]) -> Plan:
         busy = [i.core is not None or any(self.wires[w].gates for w in i.wires) for i in inputs]
-        segments = self._cut(inputs, busy, sum(busy))
+        segments = self._cut(inputs, busy, len(inputs))
         cuts = sum(bool(segment.stages) for segment in segments)
-        if cuts > 1:
+        if cuts > 1 and busy[-2:] == [True, False] and inputs[-1].size <= _NARROW:
+            busy[-1] = True
+            segments = self._cut(inputs, busy, len(inputs))
+            cuts = sum(bool(segment.stages) for segment in segments)
+        if cuts > 1 and not any(wire.gates for wire in self.wires.values()):
             # As many segments, but of one length where that is possible: matrices of a kind are made together.
             even = self._cut(inputs, busy, -(-sum(busy) // cuts))
             segments = even if len(even) == len(segments) else segments
@@ -270,13 +282,18 @@ class _Circuit:
     def _take(self, queue: list[tuple[_Input, bool]], held: list[int], most: int) -> list[_Input]:
         """Take inputs off the right end until one more would make the segment's matrix too large.
 
-        What merely passes is never taken together with what is acted on: it would have to be an identity there.
+        What merely passes is not taken together with what is acted on: it would have to be an identity there. And
+        where there are no gates, cores of two kinds are not: two products of small matrices with the state are less
+        than one with the large matrix that both would make.
         """
         taken: list[_Input] = []
         size_in = size_out = math.prod(self.wires[w].size for w in held)
         first_busy = queue[-1][1]
+        alone = not held and not any(wire.gates for wire in self.wires.values())
         while queue:
             candidate, busy = queue[-1]
+            if alone and taken and candidate.stack != taken[0].stack != "":
+                break
             size_in *= candidate.size
             size_out *= math.prod(self.wires[w].size for w in candidate.wires)
             large = busy and (len(taken) >= most or size_out > _MAX_OUTPUTS or size_in * size_out > _MAX_ENTRIES)

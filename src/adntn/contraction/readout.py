@@ -17,9 +17,10 @@ from adntn.contraction.segments import (
     row_blocks,
     rows_times,
     segment_matrices,
+    shaped,
 )
 
-__all__ = ["apply", "finished", "summed", "unfinished", "write"]
+__all__ = ["apply", "finished", "run", "summed", "unfinished", "write"]
 
 # Entries that are made at a time where they cannot be made in place: they stay in a core's cache until they are copied.
 _PIECE = 1 << 19
@@ -38,10 +39,15 @@ def apply(plan: Plan, cores: Cores, state: Tensor) -> Tensor:
         Shape ``(groups, batch, *axes)``, each axis cropped as the plan says.
     """
     groups, batch = state.shape[:2]
+    # Held wires are counted on the left until they are released, so that only the batch is left there.
+    return shaped(run(plan, cores, state), groups, batch, *plan.axes)
+
+
+def run(plan: Plan, cores: Cores, state: Tensor) -> Tensor:
+    """Run a plan, as :func:`apply`, on states whose shape begins with the groups; so does that of the outcome."""
     for step, matrix in zip(plan.steps, segment_matrices(plan, cores, state), strict=True):
         state = act(step, matrix, state)
-    # Held wires are counted on the left until they are released, so that only the batch is left here.
-    return state.reshape(groups, batch, *plan.axes)
+    return state
 
 
 def unfinished(plan: Readout, cores: Cores, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -56,7 +62,7 @@ def unfinished(plan: Readout, cores: Cores, hidden: Tensor) -> tuple[Tensor, Ten
         Rows of shape ``(trees, *leading digits, k)`` and a matrix of shape ``(trees, k, *trailing digits)``; where
         there is no such product, the outcome of shape ``(trees, *axes)`` and None.
     """
-    rows = apply(plan.head, cores, hidden.unsqueeze(1)).squeeze(1)
+    rows = shaped(run(plan.head, cores, hidden), len(hidden), *plan.head.axes)
     if plan.tail is None:
         return rows, None
     (matrix,) = segment_matrices(plan.tail, cores, hidden)

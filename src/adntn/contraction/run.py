@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adntn.contraction.plan import Plan, plan_level, plan_readout, plan_split
-from adntn.contraction.readout import apply, finished, summed, unfinished, write
+from adntn.contraction.readout import apply, finished, run, summed, unfinished, write
 from adntn.contraction.segments import (
     Cores,
     act_at,
@@ -113,10 +113,9 @@ class Contraction:
     def pre_activation(self, parameters: Cores, number: int, state: Tensor) -> Tensor:
         """Return Z of hidden level ``number`` (Eqs. 49, 59-60), shape ``(trees, entries)``, from the state before."""
         cores = self.cores(parameters, self.blueprint.levels[number - 1])
-        state = state.unsqueeze(1)
         for plan in self.hidden_plans[number - 1]:
-            state = apply(plan, cores, state)
-        return state.squeeze(1)
+            state = run(plan, cores, state)
+        return state.reshape(len(state), -1)
 
     def hidden(self, parameters: Cores, activate: Activate) -> Tensor:
         """Return the state before the readout, shape ``(trees, bond_dim**H)``.

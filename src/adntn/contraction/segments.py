@@ -26,6 +26,7 @@ __all__ = [
     "rows_times",
     "segment_matrices",
     "segment_matrix",
+    "shaped",
     "stage_matrix",
     "table",
 ]
@@ -44,22 +45,28 @@ def act(step: Step, matrix: Tensor | None, state: Tensor) -> Tensor:
     """
     groups, size_in, right = state.shape[0], step.segment.size_in, step.right
     if matrix is not None:
+        left = state.numel() // (groups * size_in * right)
         if right == 1:
-            state = rows_times(state.reshape(groups, -1, size_in), matrix)
-        elif (left := state.numel() // (groups * size_in * right)) == 1:
-            state = torch.bmm(matrix.mT, state.reshape(groups, size_in, right))
+            state = rows_times(shaped(state, groups, left, size_in), matrix)
+        elif left == 1:
+            state = torch.bmm(matrix.mT, shaped(state, groups, size_in, right))
         elif groups == 1:
-            state = torch.bmm(matrix.mT.expand(left, -1, -1), state.reshape(left, size_in, right)).unsqueeze(0)
+            made = torch.bmm(matrix.mT.expand(left, -1, -1), state.reshape(left, size_in, right))
+            state = made.reshape(1, left, -1, right)
         else:
-            state = matrix.mT.unsqueeze(1) @ state.reshape(groups, left, size_in, right)
+            state = matrix.mT.unsqueeze(1) @ shaped(state, groups, left, size_in, right)
     arranged = arrangement(step.wanted, step.done)
     if arranged is not None:
         sizes, order = arranged
-        shaped = state.reshape(groups, -1, *sizes)
-        state = shaped.permute(0, 1, *(2 + place for place in order))
+        state = state.reshape(groups, -1, *sizes).permute(0, 1, *(2 + place for place in order))
     if step.kept != step.made:
         state = cropped(state.reshape(groups, -1, *step.made), step.kept, 2)
     return state
+
+
+def shaped(state: Tensor, *sizes: int) -> Tensor:
+    """Return the state in this shape; that which it has costs no call."""
+    return state if state.shape == sizes else state.reshape(sizes)
 
 
 def rows_times(rows: Tensor, matrix: Tensor) -> Tensor:  # shapes: (groups, n, k), (groups, k, m) -> (groups, n, m)
@@ -142,7 +149,7 @@ def segment_matrices(plan: Plan, cores: Cores, like: Tensor) -> list[Tensor | No
     """Return the matrices of a plan's segments; those that are each as many cores of a stack are made at once."""
     made: dict[int, Tensor] = {}
     for piece, numbers in plan.alike:
-        stack = cores[piece.name][:, piece.start : piece.start + len(numbers) * piece.count]
+        stack = _run(cores[piece.name], piece.start, len(numbers) * piece.count)
         stack = stack.mT if piece.kind == "mix" else stack
         groups, _, rows, columns = stack.shape
         whole = kron_stack(stack.reshape(groups * len(numbers), piece.count, rows, columns))
@@ -186,14 +193,23 @@ def piece_matrix(piece: Piece, cores: Cores, like: Tensor) -> Tensor:
     """Return the Kronecker product of a run of cores, as they act on a state from the right."""
     if piece.kind == "pass":
         return torch.eye(piece.size, dtype=like.dtype, device=like.device).unsqueeze(0)
-    stack = cores[piece.name][:, piece.start : piece.start + piece.count]
+    stack = _run(cores[piece.name], piece.start, piece.count)
     return kron_stack(stack.mT if piece.kind == "mix" else stack)
+
+
+def _run(stack: Tensor, start: int, count: int) -> Tensor:
+    return stack if count == stack.shape[1] else stack[:, start : start + count]
 
 
 def kron_stack(stack: Tensor) -> Tensor:  # shape: (groups, n, a, b) -> (groups, a**n, b**n)
     """Return the Kronecker product of a stack."""
-    first, *others = stack.unbind(1)
-    return functools.reduce(kron, others, first)
+    groups, count, rows, columns = stack.shape
+    if count == 1:
+        return stack.squeeze(1)
+    whole, *others = stack.reshape(groups, count, 1, rows, 1, columns).unbind(1)
+    for power, other in enumerate(others, start=1):
+        whole = whole.reshape(groups, rows**power, 1, columns**power, 1) * other
+    return whole.reshape(groups, rows**count, columns**count)
 
 
 def kron(x: Tensor, y: Tensor) -> Tensor:  # shapes: (*batch, a, b), (*batch, c, d) -> (*batch, a*c, b*d)

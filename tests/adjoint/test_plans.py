@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import pytest
 import torch
@@ -52,9 +52,11 @@ def check(level: Level, found: tuple[Parts, Tensor], expected: tuple[dict[str, T
     torch.testing.assert_close(found[1], expected[1], rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("outputs", [4, 8, 256])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 @pytest.mark.usefixtures("no_autograd")
-def test_a_plans_adjoint_is_the_papers(case: Case) -> None:
+def test_a_plans_adjoint_is_the_papers(case: Case, outputs: int, plan_with_bounds: Callable[[int], None]) -> None:
+    plan_with_bounds(outputs)  # small weights too are then made by a head and a tail
     gen = build(case)
     network, parameters = Contraction(gen.blueprint), dict(gen.generator_parameters())
     trees, tensorization = gen.config.trees, gen.blueprint.tensorization

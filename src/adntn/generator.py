@@ -256,9 +256,11 @@ class GeneratorModule(nn.Module):
         network, tensors = self._network, [*self._all_tensors()]
         if out is not None:
             check_out(out, self.blueprint.shape, tensors)
-        memory = out
-        if out is None and can_write(tensors):
-            memory = torch.empty(self.blueprint.shape, dtype=self.dtype, device=self.device)
+        memory = None
+        if can_write(tensors):
+            memory = out
+            if memory is None:
+                memory = torch.empty(self.blueprint.shape, dtype=self.dtype, device=self.device)
         with full_precision(self.device):
             if not isinstance(network, Contraction):
                 weight = network.weight(self._parameters_by_name())

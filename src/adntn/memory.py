@@ -115,4 +115,6 @@ def can_write(parameters: Sequence[Tensor]) -> bool:
 def _is_differentiated(tensors: Sequence[Tensor]) -> bool:
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         return True
+    if torch.compiler.is_compiling():
+        return False
     return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()

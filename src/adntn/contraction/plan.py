@@ -143,6 +143,9 @@ class Plan:
     size_out: Axes
     crop: Axes | None = None
 
+    def __post_init__(self) -> None:
+        _ = self.steps, self.alike  # now, since a compiler cannot trace a property that is kept at its first use
+
     @cached_property
     def steps(self) -> tuple[Step, ...]:
         """The segments with what they meet. Each axis is cropped where it is whole, while the state is still small."""
@@ -407,6 +410,9 @@ class Readout:
     head: Plan
     tail: Plan | None
     crop: Axes
+
+    def __post_init__(self) -> None:
+        _ = self.made, self.stacks  # as a plan's
 
     @cached_property
     def stacks(self) -> frozenset[str]:

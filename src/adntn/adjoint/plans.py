@@ -18,11 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adntn.contraction import Cores, Plan, Segment, apply, kron
-from adntn.contraction.plan import Axes, Piece, Readout, Stage, Step
+from adntn.contraction.plan import Axes, Piece, Readout, Stage, Step, arrangement
 from adntn.contraction.segments import (
     act,
     act_at,
-    arrangement,
     chosen_outputs,
     digits,
     kron_stack,
@@ -187,11 +186,10 @@ def in_digit_order_adjoint(upstream: Tensor, tensorization: Tensorization, axes:
 
 def _as_made(step: Step, upstream: Tensor) -> Tensor:
     """Return the adjoint of the matrix product in :func:`adntn.contraction.segments.act`, of the product's shape."""
-    if step.kept != step.made:
+    if step.is_cropped:
         upstream = _padded(upstream.reshape(len(upstream), -1, *step.kept), 2, step.made)
-    arranged = arrangement(step.wanted, step.done)
-    if arranged is not None:
-        sizes, order = arranged
+    if step.arranged is not None:
+        sizes, order = step.arranged
         shaped = upstream.reshape(len(upstream), -1, *(sizes[place] for place in order))
         upstream = shaped.permute(0, 1, *(2 + place for place in _inverse(order)))
     behind = (step.right,) if step.right > 1 else ()

@@ -30,6 +30,7 @@ __all__ = [
     "Split",
     "Stage",
     "Step",
+    "arrangement",
     "plan_level",
     "plan_readout",
     "plan_split",
@@ -97,6 +98,16 @@ class Segment:
     columns: tuple[int, ...] | None
 
 
+def arrangement(new: Axes, old: Axes) -> tuple[list[int], list[int]] | None:
+    """Return how finished outputs ``(*new, *old)`` come to one index an axis: their sizes, and their new order."""
+    sizes = [(n, o) for n, o in zip(new, old, strict=True) if n * o > 1]
+    order = [(part, axis) for part in (0, 1) for axis in range(len(sizes)) if sizes[axis][part] > 1]
+    target = sorted(order, key=lambda item: (item[1], item[0]))
+    if order == target:
+        return None
+    return [sizes[axis][part] for part, axis in order], [order.index(item) for item in target]
+
+
 @dataclass(frozen=True)
 class Step:
     """A segment where a plan has it act: on the third dimension of ``(groups, left, size_in, right)``.
@@ -113,14 +124,27 @@ class Step:
     done: Axes
     kept: Axes
 
-    @property
+    def __post_init__(self) -> None:
+        # Once, not at every call: for a small layer these sums would be a good part of the time.
+        _ = self.right, self.made, self.arranged, self.is_cropped
+
+    @cached_property
     def right(self) -> int:
         return math.prod(self.done)
 
-    @property
+    @cached_property
     def made(self) -> Axes:
         """Of every axis, what there is before it is cropped."""
         return tuple(new * old for new, old in zip(self.wanted, self.done, strict=True))
+
+    @cached_property
+    def arranged(self) -> tuple[list[int], list[int]] | None:
+        """See :func:`arrangement`."""
+        return arrangement(self.wanted, self.done)
+
+    @cached_property
+    def is_cropped(self) -> bool:
+        return self.kept != self.made
 
     @property
     def size_out(self) -> int:

@@ -8,11 +8,10 @@ import math
 import torch
 from torch import Tensor
 
-from adntn.contraction.plan import Plan, Readout
+from adntn.contraction.plan import Plan, Readout, arrangement
 from adntn.contraction.segments import (
     Cores,
     act,
-    arrangement,
     cropped,
     row_blocks,
     rows_times,

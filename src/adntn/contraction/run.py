@@ -93,7 +93,7 @@ class Contraction:
         """
         trees = self.blueprint.config.trees
         given = [stack for stack in level.stacks if stack.name in parameters]
-        cores = {stack.name: parameters[stack.name].unflatten(0, (trees, -1)) for stack in given}
+        cores = {stack.name: parameters[stack.name].reshape(trees, stack.count, *stack.shape) for stack in given}
         for stack in given:
             gate = parameters.get(f"gate.{stack.name}")
             if gate is not None:

@@ -15,7 +15,6 @@ __all__ = [
     "Cores",
     "act",
     "act_at",
-    "arrangement",
     "chosen_outputs",
     "cropped",
     "digits",
@@ -55,11 +54,10 @@ def act(step: Step, matrix: Tensor | None, state: Tensor) -> Tensor:
             state = made.reshape(1, left, -1, right)
         else:
             state = matrix.mT.unsqueeze(1) @ shaped(state, groups, left, size_in, right)
-    arranged = arrangement(step.wanted, step.done)
-    if arranged is not None:
-        sizes, order = arranged
+    if step.arranged is not None:
+        sizes, order = step.arranged
         state = state.reshape(groups, -1, *sizes).permute(0, 1, *(2 + place for place in order))
-    if step.kept != step.made:
+    if step.is_cropped:
         state = cropped(state.reshape(groups, -1, *step.made), step.kept, 2)
     return state
 
@@ -91,16 +89,6 @@ def cropped(state: Tensor, sizes: Axes, first_dim: int) -> Tensor:
     for dim, size in enumerate(sizes, start=first_dim):
         state = state.narrow(dim, 0, size) if state.shape[dim] != size else state
     return state
-
-
-def arrangement(new: Axes, old: Axes) -> tuple[list[int], list[int]] | None:
-    """Return how finished outputs ``(*new, *old)`` come to one index an axis: their sizes, and their new order."""
-    sizes = [(n, o) for n, o in zip(new, old, strict=True) if n * o > 1]
-    order = [(part, axis) for part in (0, 1) for axis in range(len(sizes)) if sizes[axis][part] > 1]
-    target = sorted(order, key=lambda item: (item[1], item[0]))
-    if order == target:
-        return None
-    return [sizes[axis][part] for part, axis in order], [order.index(item) for item in target]
 
 
 def digits(plan: Plan, group: Tensor, index: Tensor) -> Iterator[tuple[Segment, Tensor]]:

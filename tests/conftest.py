@@ -10,7 +10,7 @@ import torch
 from hypothesis import settings
 
 from adntn.activations import parameter_shapes, registry
-from adntn.contraction import plan, readout, segments
+from adntn.contraction import circuit, plan, readout, segments
 
 settings.register_profile("adntn", deadline=None, derandomize=True, max_examples=60)
 settings.register_profile("thorough", deadline=None, max_examples=2000)  # pytest --hypothesis-profile=thorough
@@ -57,7 +57,7 @@ def plan_with_bounds(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int]
             kept.cache_clear()
 
     def bound(outputs: int) -> None:
-        monkeypatch.setattr(plan, "_MAX_OUTPUTS", outputs)
+        monkeypatch.setattr(circuit, "MAX_OUTPUTS", outputs)
         monkeypatch.setattr(plan, "_SMALL_STATE", outputs)
         monkeypatch.setattr(segments, "_BLOCK", 4 * outputs)
         monkeypatch.setattr(readout, "_PIECE", 4 * outputs)

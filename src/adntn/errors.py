@@ -27,8 +27,8 @@ class ConfigError(AdntnError, ValueError):
     """An option has a value that is not known or not possible."""
 
 
-class ShapeError(AdntnError, ValueError):
-    """A weight, a layer or an input has a shape that cannot be used here."""
+class ShapeError(AdntnError, ValueError, RuntimeError):
+    """A weight, a layer or an input has a shape that cannot be used here; a ``RuntimeError`` too, as torch's are."""
 
 
 class CompressionError(AdntnError, ValueError):

@@ -17,7 +17,7 @@ from adntn.adjoint import function as adjoint_function
 from adntn.adjoint.equations import nonlinearity
 from adntn.adjoint.reverse import Made, Reverse, full_precision
 from adntn.baselines import Network, draw_network, network
-from adntn.contraction import Contraction, Factors
+from adntn.contraction import Contraction, Factors, Side
 from adntn.errors import ConfigError, check_choice
 from adntn.memory import can_write, check_memory, check_out
 from adntn.topology import Blueprint, GeneratorConfig
@@ -334,6 +334,20 @@ class GeneratorModule(nn.Module):
         parameters = self._parameters_by_name()
         hidden = network.hidden(parameters, self._activate)
         return network.factors(parameters, hidden) if index is None else network.factors_at(parameters, hidden, index)
+
+    def staged(self) -> tuple[Tensor, ...]:
+        """Return the matrices of A's stages, C, and the matrices of B's stages; see :mod:`adntn.contraction.sides`."""
+        assert isinstance(self._network, Contraction)
+        with full_precision(self.device):
+            parameters = self._parameters_by_name()
+            made = self._network.staged(parameters, self._network.hidden(parameters, self._activate))
+        return tuple(tensor.to(self.dtype) for tensor in made)
+
+    @property
+    def sides(self) -> tuple[Side, Side] | None:
+        """A and B as they are applied in stages; None where they are applied whole."""
+        is_tree = isinstance(self._network, Contraction) and self._backward != "adjoint"
+        return cast(Contraction, self._network).sides if is_tree else None
 
     @property
     def ranks(self) -> tuple[int, int] | None:

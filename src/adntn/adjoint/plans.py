@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adntn.contraction import Cores, Plan, Segment, apply, kron
-from adntn.contraction.plan import Axes, Piece, Readout, Stage, Step, arrangement
+from adntn.contraction.plan import Readout
 from adntn.contraction.segments import (
     act,
     act_at,
@@ -28,6 +28,7 @@ from adntn.contraction.segments import (
     piece_matrix,
     table,
 )
+from adntn.contraction.steps import Axes, Piece, Stage, Step, arrangement
 from adntn.levels import Stack
 from adntn.tensorize import Tensorization
 

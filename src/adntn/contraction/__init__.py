@@ -1,14 +1,17 @@
 """The contraction of a generator's levels: plans and how they run.
 
-Plans (:mod:`.plan`) hold no tensors; :mod:`.segments` is how one segment meets a state, :mod:`.run` all of them.
+Plans (:mod:`.plan`) hold no tensors; :mod:`.segments` is how one segment meets a state, :mod:`.run` all of them,
+and :mod:`.sides` those between a cut and an axis, on the states of a layer that runs.
 """
 
 from __future__ import annotations
 
-from adntn.contraction.plan import Plan, Readout, Segment, Split, plan_level, plan_readout, plan_split
+from adntn.contraction.plan import Readout, Split, plan_level, plan_readout, plan_split
 from adntn.contraction.readout import apply
 from adntn.contraction.run import Activate, Contraction, Factors, apply_at, in_digit_order
 from adntn.contraction.segments import Cores, kron
+from adntn.contraction.sides import Side
+from adntn.contraction.steps import Plan, Segment
 
 __all__ = [
     "Activate",
@@ -18,6 +21,7 @@ __all__ = [
     "Plan",
     "Readout",
     "Segment",
+    "Side",
     "Split",
     "apply",
     "apply_at",

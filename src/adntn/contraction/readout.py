@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from adntn.contraction.plan import Plan, Readout, arrangement
+from adntn.contraction.plan import Readout
 from adntn.contraction.segments import (
     Cores,
     act,
@@ -18,6 +18,7 @@ from adntn.contraction.segments import (
     segment_matrices,
     shaped,
 )
+from adntn.contraction.steps import Plan, arrangement
 
 __all__ = ["apply", "finished", "run", "summed", "unfinished", "write"]
 

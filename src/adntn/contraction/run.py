@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adntn.contraction.plan import Plan, plan_level, plan_readout, plan_split
+from adntn.contraction.plan import plan_level, plan_readout, plan_split
 from adntn.contraction.readout import apply, finished, run, summed, unfinished, write
 from adntn.contraction.segments import (
     Cores,
@@ -20,6 +20,8 @@ from adntn.contraction.segments import (
     segment_matrix,
     table,
 )
+from adntn.contraction.sides import Side
+from adntn.contraction.steps import Plan
 from adntn.levels import Level
 from adntn.tensorize import IN, KERNEL, OUT, Tensorization
 from adntn.topology import Blueprint
@@ -74,6 +76,7 @@ class Contraction:
         self.hidden_plans = tuple(plan_level(level) for level in hidden)
         self.readout_plan = plan_readout(last, blueprint.tensorization)
         self.split = plan_split(last, blueprint.tensorization)
+        self.sides = self._sides()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Contraction:
         return type(self)(self.blueprint)  # plans are cached
@@ -85,6 +88,22 @@ class Contraction:
             return None
         outer, inner = self.split.ranks
         return self.blueprint.config.terms * outer, self.blueprint.config.terms * inner
+
+    def _sides(self) -> tuple[Side, Side] | None:
+        """Return A and B as they are applied in stages; None with several trees, or with digits out of order."""
+        digits = self.blueprint.tensorization.digit_permutation
+        if self.split is None or self.blueprint.config.trees > 1 or digits(OUT) is not None or digits(IN) is not None:
+            return None
+        plans = self.split.staged_outer, self.split.staged_inner
+        outer, inner = (Side(plan) if plan.segments else None for plan in plans)  # an axis of size 1 has none
+        return None if outer is None or inner is None else (outer, inner)
+
+    def staged(self, parameters: Cores, hidden: Tensor) -> tuple[Tensor, ...]:
+        """Return the matrices of A's stages, C of shape ``(r, r', *kernel)``, and the matrices of B's stages."""
+        assert self.sides is not None
+        cores = self.cores(parameters, self.blueprint.levels[-1])
+        outer, inner = (side.matrices(cores, hidden) for side in self.sides)
+        return (*outer, self.centre(parameters, hidden)[0], *inner)
 
     def cores(self, parameters: Cores, level: Level) -> Cores:
         """Return the level's stacks, each ``(trees, count, rows, columns)``, gates on disentanglers applied.

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from adntn.contraction.plan import Axes, Piece, Plan, Segment, Stage, Step
+from adntn.contraction.steps import Axes, Piece, Plan, Segment, Stage, Step
 
 __all__ = [
     "Cores",

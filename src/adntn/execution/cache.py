@@ -12,7 +12,7 @@ from typing import TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from adntn.baselines import Network
 from adntn.generator import GeneratorModule
@@ -22,13 +22,42 @@ __all__ = ["is_kept", "keep", "keeping"]
 Value = TypeVar("Value")
 
 
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """A parameter as it was when the values were made."""
+
+    path: tuple[str, ...]
+    parameter: Tensor
+    address: int
+    version: int
+    copy: Tensor
+
+    @classmethod
+    def of(cls, path: tuple[str, ...], parameter: Tensor) -> _Seen:
+        if parameter.is_meta:
+            raise RuntimeError("no memory")
+        copy = parameter.detach().clone()
+        return cls(path, parameter, parameter.data_ptr(), _version(parameter), copy)
+
+    def is_true(self, generator: GeneratorModule) -> bool:
+        *modules, name = self.path
+        here: nn.Module = generator
+        for module in modules:
+            here = here._modules[module]  # type: ignore[assignment]
+        p = self.parameter
+        if here._parameters.get(name) is not p or p.data_ptr() != self.address or _version(p) != self.version:
+            return False
+        # Writing through ``.data`` leaves no trace in the version. The parameters are a few hundred numbers, so on the
+        # CPU they are simply compared; on a GPU that would wait for the device at every call.
+        return p.is_cuda or torch.equal(p, self.copy)
+
+
 @dataclass
 class _Kept:
     """The values of one generator, and the parameters they were made from."""
 
     users: int = 0
-    stamps: tuple[tuple[int, int], ...] = ()
-    copies: tuple[Tensor, ...] = ()
+    seen: tuple[_Seen, ...] = ()
     values: dict[str, tuple[object, tuple[int, ...]]] = field(default_factory=dict)
 
 
@@ -63,14 +92,13 @@ def keep(generator: GeneratorModule, name: str, make: Callable[[], Value]) -> Va
     kept = _KEPT.get(_key(generator))
     if kept is None:
         return make()
-    parameters = tuple(parameter for _, parameter in generator.generator_parameters())
     try:
-        stamps = tuple(_stamp(p) for p in parameters)
+        if not (kept.seen and all(seen.is_true(generator) for seen in kept.seen)):
+            kept.seen, kept.values = (), {}
+            named = generator.generator_parameters()
+            kept.seen = tuple(_Seen.of(tuple(name.split(".")), parameter) for name, parameter in named)
     except RuntimeError:
         return make()  # parameters without memory: on the meta device, or inside torch.func
-    if stamps != kept.stamps or not _same(parameters, kept.copies):
-        kept.stamps, kept.values = stamps, {}
-        kept.copies = tuple(p.detach().clone() for p in parameters)
     value, versions = kept.values.get(name, (None, None))
     if versions is None or versions != _versions(value):  # written into by whoever had it
         value = make()
@@ -95,15 +123,3 @@ def _version(tensor: Tensor) -> int:
 def _key(generator: GeneratorModule) -> Network:
     # Layers that share root and cores hold one and the same network, and so share what is kept.
     return generator._network
-
-
-def _stamp(parameter: Tensor) -> tuple[int, int]:
-    if parameter.is_meta:
-        raise RuntimeError("no memory")
-    return (parameter.data_ptr(), _version(parameter))
-
-
-def _same(parameters: tuple[Tensor, ...], copies: tuple[Tensor, ...]) -> bool:
-    # Writing through ``.data`` leaves no trace in the version. The parameters are a few hundred numbers, so on the
-    # CPU they are simply compared; on a GPU that would wait for the device at every call.
-    return all(p.is_cuda or torch.equal(p, c) for p, c in zip(parameters, copies, strict=True))

@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Factors", "conv", "conv_transpose", "embedding", "linear"]
+__all__ = ["CONV", "CONV_TRANSPOSE", "Factors", "conv", "conv_transpose", "embedding", "linear"]
 
 Factors = tuple[Tensor, Tensor, Tensor]
 
-_CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-_CONV_TRANSPOSE: dict[int, Callable[..., Tensor]] = {
+CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+CONV_TRANSPOSE: dict[int, Callable[..., Tensor]] = {
     1: F.conv_transpose1d,
     2: F.conv_transpose2d,
     3: F.conv_transpose3d,
@@ -52,7 +52,7 @@ def conv(
 ) -> Tensor:  # shape: ([batch,] out, *size')
     """Return the convolution as 1x1, kernel, 1x1, in as many dimensions as the kernel has."""
     a, c, b = _blocks(factors, groups)
-    run, dims, blocks = _CONV[c.ndim - 3], c.ndim - 3, len(c)
+    run, dims, blocks = CONV[c.ndim - 3], c.ndim - 3, len(c)
     hidden = run(x, _pointwise(b.mT.flatten(0, 1), dims), groups=groups)
     hidden = run(hidden, c.flatten(0, 1), None, stride, padding, dilation, blocks)
     return run(hidden, _pointwise(a.flatten(0, 1), dims), bias, groups=blocks)
@@ -71,11 +71,11 @@ def conv_transpose(
     """Return the transposed convolution with the weight ``(in, out / groups, *kernel)`` as 1x1, kernel, 1x1."""
     a, c, b = _blocks(factors, groups)
     dims, blocks = c.ndim - 3, len(c)
-    hidden = _CONV[dims](x, _pointwise(a.mT.flatten(0, 1), dims), groups=blocks)
-    hidden = _CONV_TRANSPOSE[dims](hidden, c.flatten(0, 1), None, stride, padding, output_padding, blocks, dilation)
+    hidden = CONV[dims](x, _pointwise(a.mT.flatten(0, 1), dims), groups=blocks)
+    hidden = CONV_TRANSPOSE[dims](hidden, c.flatten(0, 1), None, stride, padding, output_padding, blocks, dilation)
     # All blocks of input channels in one convolution group add up in its output.
     last = b.unflatten(0, (groups, -1)).transpose(1, 2).flatten(2).flatten(0, 1)
-    return _CONV[dims](hidden, _pointwise(last, dims), bias, groups=groups)
+    return CONV[dims](hidden, _pointwise(last, dims), bias, groups=groups)
 
 
 def embedding(

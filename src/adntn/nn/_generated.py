@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from adntn.errors import CompressionError, ConfigError, ShapeError
-from adntn.execution.cache import keep
+from adntn.execution.cache import is_kept, keep
 from adntn.execution.factored import Factors
 from adntn.execution.plan import Way, Work, choose, multiply_adds
+from adntn.execution.staged import FEW, SMALL, Staged
 from adntn.generator import Generator, GeneratorModule
 from adntn.memory import check_out
 from adntn.topology import GeneratorConfig
@@ -168,6 +169,19 @@ class GeneratedWeight(GeneratorModule):
         factors = self._cut_factors(keep(self, "factors", self._whole_factors))
         assert factors is not None  # choose() does not take this way otherwise
         return factors
+
+    def _staged(self, positions: int, *, map_: bool = False) -> Staged | None:
+        """Return the weight as stages to run so many rows, or places of a map, through; None: rather as factors."""
+        sides = self.sides
+        if sides is None or self._zero_rows:
+            return None
+        outer, inner = sides
+        if not map_ and len(outer.stages) == len(inner.stages) == 1:
+            return None
+        if positions < FEW and is_kept(self) and outer.rank * outer.made + inner.rank * inner.made <= SMALL:
+            return None
+        whole = Staged(outer, inner, keep(self, "staged", self.staged))
+        return whole if self.rows is None else whole.rows(*self.rows)
 
     def _whole(self) -> Tensor:
         return self._zeroed(super().generate())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from typing import Self
 
@@ -41,6 +42,14 @@ class _Projection(Linear):
         """Return ``x W[start:stop]^T + bias[start:stop]`` for each (x, start, stop)."""
         biases = [None if bias is None else bias[start:stop] for _, start, stop in pieces]
         if self._way.name == "factored":
+            staged = self._staged(min(math.prod(x.shape[:-1]) for x, _, _ in pieces))
+            stages = [None if staged is None else staged.rows(start, stop) for _, start, stop in pieces]
+            if None not in stages:
+                return [
+                    part.linear(x, b)
+                    for (x, _, _), part, b in zip(pieces, stages, biases, strict=True)
+                    if part is not None
+                ]
             whole = self._factors()
             parts = [rows_of(whole, start, stop) for _, start, stop in pieces]
             if None not in parts:

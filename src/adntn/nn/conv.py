@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 from adntn.errors import ShapeError
 from adntn.execution import factored
 from adntn.execution.plan import Work, multiply_adds
+from adntn.execution.staged import FEW_COLUMNS, FEW_PLACES, Staged
 from adntn.nn._generated import GeneratedLayer
 from adntn.topology import GeneratorConfig
 
@@ -26,6 +27,16 @@ class ConvolutionLayer(GeneratedLayer, _ConvNd):  # type: ignore[override, misc]
 
     def _work(self) -> Work:
         return multiply_adds(self, groups=self.groups, stride=math.prod(self.stride))
+
+    def _staged_map(self, input: Tensor) -> Staged | None:
+        """Return the weight as stages where they are the better way for these maps."""
+        # Stages are products on maps that lie channel by channel; other formats are left to torch's convolutions.
+        batched = input.ndim == len(self.kernel_size) + 2
+        if self.groups > 1 or not batched or not input.is_contiguous():
+            return None
+        places = math.prod(input.shape[2:])
+        staged = self._staged(len(input) * places, map_=True) if len(input) * places >= FEW_PLACES else None
+        return staged if staged is not None and (staged.is_staged or places >= FEW_COLUMNS) else None
 
     @staticmethod
     def _refuse_empty(in_channels: int, out_channels: int) -> None:
@@ -70,6 +81,9 @@ class _Conv(ConvolutionLayer):
         if self.padding_mode != "zeros":
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = (0,) * len(self.kernel_size)
+        staged = self._staged_map(input)
+        if staged is not None:
+            return staged.conv(input, self.bias, self.stride, padding, self.dilation)
         return factored.conv(input, self._factors(), self.bias, self.stride, padding, self.dilation, self.groups)
 
 

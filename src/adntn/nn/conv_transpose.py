@@ -64,16 +64,11 @@ class _ConvTranspose(ConvolutionLayer, _ConvTransposeNd):  # type: ignore[overri
         assert isinstance(self.padding, tuple)  # torch refuses the words for these layers
         kernel, stride, padding, dilation = map(list, (self.kernel_size, self.stride, self.padding, self.dilation))
         extra = self._output_padding(input, output_size, stride, padding, kernel, len(kernel), dilation)
-        return factored.conv_transpose(
-            input,
-            self._factors(),
-            self.bias,
-            self.stride,
-            self.padding,
-            tuple(extra),
-            self.groups,
-            self.dilation,
-        )
+        options = (self.bias, self.stride, self.padding, tuple(extra))
+        staged = self._staged_map(input)
+        if staged is not None:
+            return staged.conv_transpose(input, *options, self.dilation)
+        return factored.conv_transpose(input, self._factors(), *options, self.groups, self.dilation)
 
 
 class ConvTranspose1d(_ConvTranspose, nn.ConvTranspose1d):  # type: ignore[override, misc]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -57,5 +59,8 @@ class Linear(GeneratedLayer, nn.Linear):  # type: ignore[override, misc]  # the 
 
     def forward(self, input: Tensor) -> Tensor:  # shape: (*batch, in_features) -> (*batch, out_features)
         if self._way.name == "factored":
+            staged = self._staged(math.prod(input.shape[:-1]))
+            if staged is not None:
+                return staged.linear(input, self.bias)
             return factored.linear(input, self._factors(), self.bias)
         return F.linear(input, self.weight, self.bias)

@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 Cores = Mapping[str, Tensor]
+Runs = Mapping[tuple[str, int], Tensor]
 
 # Entries of one block of a product with many rows: a megabyte in float32, what a core's own cache holds.
 _BLOCK = 1 << 18
@@ -135,23 +136,41 @@ def act_at(state: Tensor, rows: Tensor, segment: Segment) -> Tensor:
 
 def segment_matrices(plan: Plan, cores: Cores, like: Tensor) -> list[Tensor | None]:
     """Return the matrices of a plan's segments; those that are each as many cores of a stack are made at once."""
+    runs = _runs(plan, cores)
     made: dict[int, Tensor] = {}
     for piece, numbers in plan.alike:
-        stack = _run(cores[piece.name], piece.start, len(numbers) * piece.count)
+        stack = runs[piece.name, piece.start]
         stack = stack.mT if piece.kind == "mix" else stack
         groups, _, rows, columns = stack.shape
         whole = kron_stack(stack.reshape(groups * len(numbers), piece.count, rows, columns))
         apart = whole.reshape(groups, len(numbers), *whole.shape[1:]).unbind(1)
         made.update(zip(numbers, apart, strict=True))
     return [
-        made[number] if number in made else segment_matrix(step.segment, cores, step.wanted, like)
+        made[number] if number in made else segment_matrix(step.segment, cores, step.wanted, like, runs)
         for number, step in enumerate(plan.steps)
     ]
 
 
-def segment_matrix(segment: Segment, cores: Cores, wanted: Axes, like: Tensor) -> Tensor | None:
+def _runs(plan: Plan, cores: Cores) -> Runs:
+    """Return each run of cores that a plan takes, by its stack and first core.
+
+    A stack is split at once: on the way back its runs' gradients are then put together at once.
+    """
+    runs: dict[tuple[str, int], Tensor] = {}
+    for name, starts, counts in plan.runs:
+        stack = cores[name]
+        behind = stack.shape[1] - starts[-1] - counts[-1]
+        whole = len(counts) == 1 and not behind
+        parts = (stack,) if whole else stack.split([*counts, behind] if behind else list(counts), dim=1)
+        runs.update(((name, start), part) for start, part in zip(starts, parts, strict=False))
+    return runs
+
+
+def segment_matrix(
+    segment: Segment, cores: Cores, wanted: Axes, like: Tensor, runs: Runs | None = None
+) -> Tensor | None:
     """Return a segment's matrix, shape ``(groups, size_in, held * wanted)``; None for the identity."""
-    stages = [stage_matrix(stage, cores, like) for stage in segment.stages]
+    stages = [stage_matrix(stage, cores, like, runs) for stage in segment.stages]
     if stages:
         return chosen_outputs(segment, wanted, functools.reduce(torch.matmul, stages))
     if segment.columns is None and wanted == segment.released:
@@ -172,21 +191,20 @@ def chosen_outputs(segment: Segment, wanted: Axes, matrix: Tensor) -> Tensor:
     return matrix
 
 
-def stage_matrix(stage: Stage, cores: Cores, like: Tensor) -> Tensor:
+def stage_matrix(stage: Stage, cores: Cores, like: Tensor, runs: Runs | None = None) -> Tensor:
     """Return the Kronecker product of a stage's pieces, shape ``(groups or 1, rows, columns)``."""
-    return functools.reduce(kron, (piece_matrix(piece, cores, like) for piece in stage))
+    return functools.reduce(kron, (piece_matrix(piece, cores, like, runs) for piece in stage))
 
 
-def piece_matrix(piece: Piece, cores: Cores, like: Tensor) -> Tensor:
+def piece_matrix(piece: Piece, cores: Cores, like: Tensor, runs: Runs | None = None) -> Tensor:
     """Return the Kronecker product of a run of cores, as they act on a state from the right."""
     if piece.kind == "pass":
         return torch.eye(piece.size, dtype=like.dtype, device=like.device).unsqueeze(0)
-    stack = _run(cores[piece.name], piece.start, piece.count)
+    if runs is None:
+        stack = cores[piece.name][:, piece.start : piece.start + piece.count]
+    else:
+        stack = runs[piece.name, piece.start]
     return kron_stack(stack.mT if piece.kind == "mix" else stack)
-
-
-def _run(stack: Tensor, start: int, count: int) -> Tensor:
-    return stack if count == stack.shape[1] else stack[:, start : start + count]
 
 
 def kron_stack(stack: Tensor) -> Tensor:  # shape: (groups, n, a, b) -> (groups, a**n, b**n)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -125,7 +125,11 @@ class Plan:
     crop: Axes | None = None
 
     def __post_init__(self) -> None:
-        _ = self.steps, self.alike  # now, since a compiler cannot trace a property that is kept at its first use
+        _ = (
+            self.steps,
+            self.alike,
+            self.runs,
+        )  # now, since a compiler cannot trace a property that is kept at its first use
 
     @cached_property
     def steps(self) -> tuple[Step, ...]:
@@ -167,6 +171,28 @@ class Plan:
                 piece = self.segments[places[starts[0]]].stages[0][0]
                 found.append((piece, tuple(places[start] for start in starts)))
                 assert piece.name == name
+        return tuple(found)
+
+    @cached_property
+    def runs(self) -> tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]:
+        """How each stack is cut into the runs that its segments take: name, where each begins, cores of each.
+
+        The runs of :attr:`alike` segments are one. Cores that no segment takes are runs too.
+        """
+        pieces = {p for segment in self.segments for stage in segment.stages for p in stage if p.kind != "pass"}
+        for piece, numbers in self.alike:
+            mine = {self.segments[number].stages[0][0] for number in numbers}
+            pieces = (pieces - mine) | {replace(piece, count=len(numbers) * piece.count)}
+        found = []
+        for name in sorted({piece.name for piece in pieces}):
+            starts, counts, end = list[int](), list[int](), 0
+            for piece in sorted((p for p in pieces if p.name == name), key=lambda p: p.start):
+                for start, stop in ((end, piece.start), (piece.start, piece.start + piece.count)):
+                    if stop > start:
+                        starts.append(start)
+                        counts.append(stop - start)
+                end = piece.start + piece.count
+            found.append((name, tuple(starts), tuple(counts)))
         return tuple(found)
 
     @property

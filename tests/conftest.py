@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from hypothesis import settings
 
 from adntn.activations import parameter_shapes, registry
+from adntn.contraction import circuit, plan, readout, segments
 
 settings.register_profile("adntn", deadline=None, derandomize=True, max_examples=60)
 settings.register_profile("thorough", deadline=None, max_examples=2000)  # pytest --hypothesis-profile=thorough
@@ -45,3 +46,22 @@ def no_graphs() -> Iterator[None]:
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
+
+
+@pytest.fixture
+def plan_with_bounds(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
+    """Let plans be cut into segments of other sizes, and large products into blocks that small ones have too."""
+
+    def clear() -> None:
+        for kept in (plan.plan_level, plan.plan_readout, plan.plan_split):
+            kept.cache_clear()
+
+    def bound(outputs: int) -> None:
+        monkeypatch.setattr(circuit, "MAX_OUTPUTS", outputs)
+        monkeypatch.setattr(plan, "_SMALL_STATE", outputs)
+        monkeypatch.setattr(segments, "_BLOCK", 4 * outputs)
+        monkeypatch.setattr(readout, "_PIECE", 4 * outputs)
+        clear()
+
+    yield bound
+    clear()

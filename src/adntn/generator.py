@@ -19,7 +19,7 @@ from adntn.adjoint.reverse import Made, Reverse, full_precision
 from adntn.baselines import Network, draw_network, network
 from adntn.contraction import Contraction, Factors, Forest, Side
 from adntn.errors import ConfigError, check_choice
-from adntn.memory import check_memory
+from adntn.memory import can_write, check_memory, check_out
 from adntn.topology import Blueprint, GeneratorConfig
 
 __all__ = ["Backward", "Generator", "GeneratorModule"]
@@ -233,17 +233,50 @@ class GeneratorModule(nn.Module):
             )
         self._backward = value
 
-    def generate(self) -> Tensor:
-        """Return the weight, shape ``(out, in, *kernel)``."""
+    def generate(self, out: Tensor | None = None) -> Tensor:
+        """Return the weight, shape ``(out, in, *kernel)``.
+
+        Args:
+            out: memory to make it in, of the weight's shape, dtype and device, contiguous or not; beside it little is
+                needed, an eighth of the weight for a 4096 x 4096 ttn. As with torch's own ``out=`` no derivative can be
+                taken.
+
+        Returns:
+            ``out`` if it is given.
+
+        Raises:
+            ShapeError: ``out`` has another shape.
+            ConfigError: it has another dtype or device, its entries share memory, or a derivative is being taken.
+
+        Example:
+            >>> buffer = torch.empty(4096, 4096)
+            >>> with torch.no_grad():
+            ...     gen.generate(out=buffer)  # again and again, as the parameters change
+        """
+        network, tensors = self._network, [*self._all_tensors()]
+        if out is not None:
+            check_out(out, self.blueprint.shape, tensors)
+        memory = None
+        if can_write(tensors):
+            memory = out
+            if memory is None:
+                memory = torch.empty(self.blueprint.shape, dtype=self.dtype, device=self.device)
         with full_precision(self.device):
-            if not isinstance(self._network, Contraction):
-                weight = self._network.weight(self._parameters_by_name())
-            elif self._takes_adjoint():
-                weight = self._run_adjoint(self._network, "weight")
+            if not isinstance(network, Contraction):
+                weight = network.weight(self._parameters_by_name())
+            elif memory is None and self._takes_adjoint():
+                weight = self._run_adjoint(network, "weight")
             else:
                 parameters = self._parameters_by_name()
-                weight = self._network.weight(parameters, self._network.hidden(parameters, self._activate))
-        return weight.to(self.dtype)
+                weight = network.weight(parameters, network.hidden(parameters, self._activate), memory)
+        if out is None or weight is out:
+            return weight.to(self.dtype)
+        return out.copy_(weight)
+
+    def _all_tensors(self) -> Iterator[Tensor]:
+        for _, path in self._paths:
+            yield self._tensor(path)
+        yield from self.activation.parameters()
 
     def hidden(self) -> Tensor:
         """Return the state before the readout, shape ``(groups * terms, bond_dim**H)`` (paper, W^(L-1)).
@@ -338,8 +371,10 @@ class GeneratorModule(nn.Module):
         return self.config.groups
 
     def _parameters_by_name(self) -> dict[str, Tensor]:
-        work = torch.promote_types(self.dtype, torch.float32)
-        named = {name: self._tensor(path).to(work) for name, path in self._paths}
+        named = {name: self._tensor(path) for name, path in self._paths}
+        if self.dtype not in (torch.float32, torch.float64):
+            work = torch.promote_types(self.dtype, torch.float32)
+            named = {name: tensor.to(work) for name, tensor in named.items()}
         named.update({name: getattr(self, name) for name in self.blueprint.buffer_shapes})
         return named
 

@@ -1,15 +1,18 @@
-"""Whether a generator fits into memory, known from its schedule before anything is allocated."""
+"""Whether a generator fits into memory, known before anything is allocated; and whether given memory fits a weight."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
 
-from adntn.errors import GeneratorTooLargeError
+from adntn.errors import ConfigError, GeneratorTooLargeError, ShapeError
 from adntn.topology import TREES, Blueprint
 
-__all__ = ["check_memory"]
+__all__ = ["can_write", "check_memory", "check_out"]
 
 
 def check_memory(blueprint: Blueprint, device: torch.device) -> None:
@@ -72,3 +75,46 @@ def _free_memory(device: torch.device) -> int | None:
     except OSError:
         pass
     return None
+
+
+def check_out(out: Tensor, shape: tuple[int, ...], parameters: Sequence[Tensor]) -> None:
+    """Refuse memory in which a weight cannot be made.
+
+    Args:
+        out: the memory.
+        shape: of the weight.
+        parameters: of its generator.
+
+    Raises:
+        ShapeError: ``out`` has another shape.
+        ConfigError: it has another dtype or device, its entries share memory, or a derivative is being taken.
+    """
+    like = parameters[0]
+    if tuple(out.shape) != shape:
+        raise ShapeError(f"out= has shape {tuple(out.shape)}; the weight has {shape}.")
+    if (out.dtype, out.device) != (like.dtype, like.device):
+        raise ConfigError(
+            f"out= is of {out.dtype} on {out.device}; the weight is of {like.dtype} on {like.device}, as its "
+            "parameters are."
+        )
+    if any(size > 1 and not stride for size, stride in zip(shape, out.stride(), strict=True)):
+        raise ConfigError(f"out= has strides {out.stride()}, so that some of its entries share their memory.")
+    if _is_differentiated([*parameters, out]):
+        raise ConfigError(
+            "out= takes no derivatives: the weight in it would have none. Call generate() without out=, or under "
+            "torch.no_grad()."
+        )
+
+
+def can_write(parameters: Sequence[Tensor]) -> bool:
+    """Return whether a weight of these parameters can be written into memory part by part, nobody following."""
+    plain = all(type(p) in (Tensor, nn.Parameter) for p in parameters)
+    return plain and not torch.compiler.is_compiling() and not _is_differentiated(parameters)
+
+
+def _is_differentiated(tensors: Sequence[Tensor]) -> bool:
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return True
+    if torch.compiler.is_compiling():
+        return False
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()

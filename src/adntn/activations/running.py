@@ -14,6 +14,9 @@ __all__ = ["derivative", "parameter_gradients", "run"]
 
 def run(module: nn.Module, z: Tensor) -> Tensor:  # shape: (groups, entries) -> the same
     """Apply a level's module in z's dtype, whatever that of its parameters."""
+    if not (module._parameters or module._buffers or module._modules):
+        plain: Tensor = module(z)
+        return plain
     named = [*module.named_parameters(), *module.named_buffers()]
     cast = {name: t.to(z.dtype) for name, t in named if t.is_floating_point() and t.dtype != z.dtype}
     # Not every module promotes by itself, torch's own PReLU for one.

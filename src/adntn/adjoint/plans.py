@@ -17,25 +17,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adntn.contraction import Cores, Plan, Segment, kron
-from adntn.contraction.plan import Axes, Piece, Stage
+from adntn.contraction import Cores, Plan, Segment, apply, kron
+from adntn.contraction.plan import Readout
 from adntn.contraction.segments import (
-    Step,
     act,
     act_at,
-    arrangement,
     chosen_outputs,
     digits,
     kron_stack,
-    made_axes,
     piece_matrix,
-    steps,
     table,
 )
+from adntn.contraction.steps import Axes, Piece, Stage, Step, arrangement
 from adntn.levels import Stack
 from adntn.tensorize import Tensorization
 
-__all__ = ["Parts", "apply_adjoint", "apply_at_adjoint", "in_digit_order_adjoint", "stacked"]
+__all__ = [
+    "Parts",
+    "apply_adjoint",
+    "apply_at_adjoint",
+    "in_digit_order_adjoint",
+    "level_adjoint",
+    "readout_adjoint",
+    "stacked",
+]
 
 #: Gradients of runs of cores: the stack's name, the first core's place, and shape ``(groups, cores, rows, columns)``.
 Parts = list[tuple[str, int, Tensor]]
@@ -56,15 +61,13 @@ def apply_adjoint(plan: Plan, cores: Cores, state: Tensor, upstream: Tensor) -> 
     shape = state.shape
     if not plan.segments:
         return [], upstream.reshape(shape)
-    *before, last = steps(plan, shape[1])
+    *before, last = plan.steps
     # Of the last segment only the matrix: what it makes is as large as the outcome, and not needed.
     matrices = [_SegmentMatrix(step.segment, cores, step.wanted, state) for step in before]
     states = [state]
     for step, matrix in zip(before, matrices, strict=True):
         states.append(act(step, matrix.matrix, states[-1]))
     matrices.append(_SegmentMatrix(last.segment, cores, last.wanted, state))
-    if plan.crop is not None:
-        upstream = _padded(upstream, 2, made_axes(plan))
     parts: Parts = []
     for step in (last, *reversed(before)):  # state and adjoint are let go as soon as they have been met
         matrix, state = matrices.pop(), states.pop()
@@ -74,6 +77,53 @@ def apply_adjoint(plan: Plan, cores: Cores, state: Tensor, upstream: Tensor) -> 
         if matrix.matrix is not None:
             upstream = matrix.matrix.unsqueeze(1) @ upstream if step.right > 1 else upstream @ matrix.matrix.mT
     return parts, upstream.reshape(shape)
+
+
+def level_adjoint(plans: Sequence[Plan], cores: Cores, state: Tensor, upstream: Tensor) -> tuple[Parts, Tensor]:
+    """Return the adjoints of what a hidden level was given, as :func:`apply_adjoint`.
+
+    Args:
+        plans: of the level, one after the other.
+        cores: the level's stacks by parameter name.
+        state: shape ``(trees, entries)``.
+        upstream: the adjoint of its pre-activation.
+    """
+    states = [state.unsqueeze(1)]
+    for plan in plans[:-1]:
+        states.append(apply(plan, cores, states[-1]))
+    parts: Parts = []
+    upstream = upstream.unsqueeze(1)
+    for plan in reversed(plans):
+        found, upstream = apply_adjoint(plan, cores, states.pop(), upstream)
+        parts += found
+    return parts, upstream.squeeze(1)
+
+
+def readout_adjoint(plan: Readout, cores: Cores, hidden: Tensor, upstream: Tensor) -> tuple[Parts, Tensor]:
+    """Return the adjoints of what a readout was given, as :func:`apply_adjoint`.
+
+    Args:
+        plan: of the readout.
+        cores: the last level's stacks by parameter name.
+        hidden: shape ``(trees, entries)``.
+        upstream: the adjoint of what it makes, cropped, shape ``(trees, *axes)``.
+    """
+    state = hidden.unsqueeze(1)
+    if plan.tail is None:
+        parts, adjoint = apply_adjoint(plan.head, cores, state, upstream.unsqueeze(1))
+        return parts, adjoint.squeeze(1)
+    rows = apply(plan.head, cores, state)
+    *leading, size_in = rows.shape[2:]
+    upstream = _padded(upstream, 1, plan.made)
+    arranged = arrangement(tuple(leading), plan.tail.axes)
+    if arranged is not None:
+        sizes, order = arranged
+        shaped = upstream.reshape(len(upstream), *(sizes[place] for place in order))
+        upstream = shaped.permute(0, *(1 + place for place in _inverse(order)))
+    upstream = upstream.reshape(len(upstream), -1, *plan.tail.axes)
+    parts, adjoint = apply_adjoint(plan.tail, cores, rows.reshape(len(rows), -1, size_in), upstream)
+    more, adjoint = apply_adjoint(plan.head, cores, state, adjoint.reshape(rows.shape))
+    return parts + more, adjoint.squeeze(1)
 
 
 def apply_at_adjoint(plan: Plan, cores: Cores, group: Tensor, index: Tensor, like: Tensor, upstream: Tensor) -> Parts:
@@ -137,18 +187,19 @@ def in_digit_order_adjoint(upstream: Tensor, tensorization: Tensorization, axes:
 
 def _as_made(step: Step, upstream: Tensor) -> Tensor:
     """Return the adjoint of the matrix product in :func:`adntn.contraction.segments.act`, of the product's shape."""
-    arranged = arrangement(step.wanted, step.done)
-    if arranged is not None:
-        sizes, order = arranged
-        shaped = upstream.reshape(len(upstream), step.left * step.segment.held, *(sizes[place] for place in order))
+    if step.is_cropped:
+        upstream = _padded(upstream.reshape(len(upstream), -1, *step.kept), 2, step.made)
+    if step.arranged is not None:
+        sizes, order = step.arranged
+        shaped = upstream.reshape(len(upstream), -1, *(sizes[place] for place in order))
         upstream = shaped.permute(0, 1, *(2 + place for place in _inverse(order)))
     behind = (step.right,) if step.right > 1 else ()
-    return upstream.reshape(len(upstream), step.left, step.size_out, *behind)
+    return upstream.reshape(len(upstream), -1, step.size_out, *behind)
 
 
 def _environment(step: Step, state: Tensor, upstream: Tensor) -> Tensor:
     """Return the adjoint of a segment's matrix: the state it meets against the adjoint of what it makes of it."""
-    state = state.reshape(len(state), step.left, step.segment.size_in, *upstream.shape[3:])
+    state = state.reshape(len(state), -1, step.segment.size_in, *upstream.shape[3:])
     if step.right == 1:
         return state.mT @ upstream
     if step.segment.size_in <= step.right:  # a product for each entry on the left, where these make less than a copy

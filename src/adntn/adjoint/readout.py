@@ -5,8 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from adntn.adjoint.plans import Parts, apply_adjoint, apply_at_adjoint, in_digit_order_adjoint
-from adntn.contraction import Contraction, Cores, Plan
+from adntn.adjoint.plans import (
+    Parts,
+    apply_adjoint,
+    apply_at_adjoint,
+    in_digit_order_adjoint,
+    readout_adjoint,
+)
+from adntn.contraction import Contraction, Cores
 from adntn.tensorize import KERNEL
 
 __all__ = ["ReadoutAdjoint"]
@@ -32,7 +38,7 @@ class ReadoutAdjoint:
         if self.terms > 1:  # every term of a sum meets the same adjoint
             made = made.repeat_interleave(self.terms, dim=0)
         made = in_digit_order_adjoint(made, self.tensorization, range(len(axes)), first=1)
-        return self._from(hidden, self.network.readout_plan, made)
+        return readout_adjoint(self.network.readout_plan, self.cores, hidden, made)
 
     def centre(self, hidden: Tensor, upstream: Tensor) -> tuple[Parts, Tensor]:
         """Return the same, given the adjoint of C."""
@@ -44,10 +50,8 @@ class ReadoutAdjoint:
             own = in_digit_order_adjoint(own, self.tensorization, [KERNEL], first=3)
         else:
             own = own.squeeze(3)
-        return self._from(hidden, self.network.split.centre, own)
-
-    def _from(self, hidden: Tensor, plan: Plan, upstream: Tensor) -> tuple[Parts, Tensor]:
-        parts, adjoint = apply_adjoint(plan, self.cores, hidden.unsqueeze(1), upstream.unsqueeze(1))
+        plan = self.network.split.centre
+        parts, adjoint = apply_adjoint(plan, self.cores, hidden.unsqueeze(1), own.unsqueeze(1))
         return parts, adjoint.squeeze(1)
 
     def side(self, axis: int, upstream: Tensor) -> Parts:

@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from adntn import activations
 from adntn.adjoint.equations import nonlinearity, pre_activation_adjoint
-from adntn.adjoint.plans import Parts, apply_adjoint, stacked
+from adntn.adjoint.plans import Parts, level_adjoint, stacked
 from adntn.adjoint.readout import ReadoutAdjoint
 from adntn.contraction import Contraction, Cores
 from adntn.errors import ConfigError, ShapeError
@@ -197,10 +197,8 @@ class Reverse:
             activation, gate = self._nonlinearity(named, level.number)
             z, state = pre_activations.pop(), states.pop()
             upstream, gated, learned = pre_activation_adjoint(activation, self.config.norm, gate, z, upstream)
-            plan = self.network.hidden_plans[level.number - 1]
-            made = upstream.unsqueeze(1)
-            parts, before = apply_adjoint(plan, self.network.cores(named, level), state.unsqueeze(1), made)
-            upstream = before.squeeze(1)
+            plans = self.network.hidden_plans[level.number - 1]
+            parts, upstream = level_adjoint(plans, self.network.cores(named, level), state, upstream)
             gradients |= self._by_name(named, level, parts)
             gradients |= {f"activation.{level.number}.{name}": tensor for name, tensor in learned.items()}
             if gated is not None:

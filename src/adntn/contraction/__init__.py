@@ -7,10 +7,12 @@ and :mod:`.sides` those between a cut and an axis, on the states of a layer that
 from __future__ import annotations
 
 from adntn.contraction.forest import Forest
-from adntn.contraction.plan import Plan, Segment, Split, plan_level, plan_readout, plan_split
-from adntn.contraction.run import Activate, Contraction, Factors, apply, apply_at, in_digit_order
+from adntn.contraction.plan import Readout, Split, plan_level, plan_readout, plan_split
+from adntn.contraction.readout import apply
+from adntn.contraction.run import Activate, Contraction, Factors, apply_at, in_digit_order
 from adntn.contraction.segments import Cores, kron
 from adntn.contraction.sides import Side
+from adntn.contraction.steps import Plan, Segment
 
 __all__ = [
     "Activate",
@@ -19,6 +21,7 @@ __all__ = [
     "Factors",
     "Forest",
     "Plan",
+    "Readout",
     "Segment",
     "Side",
     "Split",

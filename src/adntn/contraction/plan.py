@@ -16,244 +16,142 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass, replace
+from functools import cached_property
 
-from adntn.levels import Core, Level
+from adntn.contraction import circuit
+from adntn.contraction.circuit import Circuit, Input, Wire, gates_of, parents_of
+from adntn.contraction.steps import Axes, Plan
+from adntn.levels import Level
 from adntn.tensorize import IN, KERNEL, OUT, Tensorization
 
-__all__ = ["Axes", "Plan", "Segment", "Split", "Stage", "plan_level", "plan_readout", "plan_split"]
+__all__ = ["Readout", "Split", "plan_level", "plan_readout", "plan_split", "stage_work"]
 
-# Bounds on one segment's matrix. Larger ones cost arithmetic (a product with a merged matrix of b inputs costs b
-# multiply-adds an output), smaller ones cost calls. 256 outputs of 16 inputs are four readout cores of radix 2.
-_MAX_OUTPUTS = 256
-_MAX_ENTRIES = 1 << 13
+# A state of at most so many entries is passed over once for the expansion and once for each mixing layer: merging gates
+# into the expansions' matrices saves passes, and costs more calls than a pass over a small state does.
+_SMALL_STATE = 1 << 14
 
-Axes = tuple[int, ...]
+# Outputs of the readout's last product. It is the one that costs: of the shapes that could be taken, (rows, 8) @
+# (8, 64) runs nearest to the speed at which memory can be written. For a small weight calls count, not arithmetic.
+_TAIL_OUTPUTS = 64
+_SMALL_WEIGHT = 1 << 20
+
+
+@functools.lru_cache(maxsize=1024)
+def plan_level(level: Level) -> tuple[Plan, ...]:
+    """Plan a level between two hidden states, as one circuit or several; each outcome has one axis, the raveled state.
+
+    A large state is passed over once. A small one is first expanded, then mixed layer by layer.
+    """
+    gates = gates_of(level)
+    if math.prod(level.sizes_out) > _SMALL_STATE or not level.mixers:
+        wires = {p: Wire(level.sizes_out[p], 0, gates[p]) for p in gates}
+        return (Circuit(level, wires, num_axes=1).plan(parents_of(level)),)
+    layers = [parents_of(level)] if any(level.cores) else []
+    for mixer, cores in zip(level.mixers, level.gates, strict=True):
+        single = {p: Input((p,), None, size) for p, size in enumerate(level.sizes_out)}
+        for gate, core in enumerate(cores):
+            left = mixer.first + 2 * gate
+            single[left] = Input((left, left + 1), core, single[left].size * single.pop(left + 1).size, "mix")
+        layers.append(list(single.values()))
+    wires = {p: Wire(size, 0) for p, size in enumerate(level.sizes_out)}
+    return tuple(Circuit(level, wires, num_axes=1).plan(layer) for layer in layers)
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A run of neighbouring cores of one kind, or of wires that pass through untouched.
+class Readout:
+    """The last level, as two circuits. What is large is made by the second one, in one product.
 
     Attributes:
-        kind: which stack of cores, or ``"pass"``.
-        name: of the parameter that holds the stack; empty for ``"pass"``.
-        start: first core of the run.
-        count: cores in the run.
-        size: entries of the wires that pass through; unused for cores.
+        head: from the hidden state to the axes' leading digits and, as an axis behind them, what enters the tail.
+        tail: from there to the axes' trailing digits, one segment; None where the head makes everything.
+        crop: how many indices of each axis are wanted.
     """
 
-    kind: Literal["expand", "mix", "pass"]
-    name: str = ""
-    start: int = 0
-    count: int = 0
-    size: int = 1
+    head: Plan
+    tail: Plan | None
+    crop: Axes
 
+    def __post_init__(self) -> None:
+        _ = self.made, self.stacks  # as a plan's
 
-Stage = tuple[Piece, ...]
-
-
-@dataclass(frozen=True)
-class Segment:
-    """One matrix on neighbouring wires, and what becomes of its outputs.
-
-    Attributes:
-        stages: Kronecker products, applied one after the other.
-        size_in: entries of its inputs.
-        held: entries of the leading outputs that a later segment, further left, still needs.
-        released: entries of the finished outputs, an entry an axis.
-        columns: order of the outputs that puts the finished ones axis by axis; None if they stand so.
-    """
-
-    stages: tuple[Stage, ...]
-    size_in: int
-    held: int
-    released: Axes
-    columns: tuple[int, ...] | None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A circuit as segments, the last wires first.
-
-    Attributes:
-        segments: in the order in which they act.
-        size_in: entries of the incoming state.
-        size_out: entries of the outgoing state, an entry an axis.
-        crop: how many indices of each axis are wanted, or None for all of them.
-    """
-
-    segments: tuple[Segment, ...]
-    size_in: int
-    size_out: Axes
-    crop: Axes | None = None
-
-    @property
+    @cached_property
     def stacks(self) -> frozenset[str]:
         """The stacks of which it has cores."""
-        pieces = (piece for segment in self.segments for stage in segment.stages for piece in stage)
-        return frozenset(piece.name for piece in pieces if piece.kind != "pass")
+        return self.head.stacks | (self.tail.stacks if self.tail is not None else frozenset())
+
+    @cached_property
+    def made(self) -> Axes:
+        """The axes that the two make, before they are cropped."""
+        leading = self.head.axes[: len(self.crop)]
+        if self.tail is None:
+            return leading
+        return tuple(a * b for a, b in zip(leading, self.tail.axes, strict=True))
 
 
-@dataclass
-class _Wire:
-    """A wire as the walk sees it: finished when no gate is waiting for it."""
-
-    size: int
-    axis: int
-    gates: list[tuple[int, int]] = field(default_factory=list)  # (layer, gate) still to act, in order
+@functools.lru_cache(maxsize=1024)
+def plan_readout(level: Level, tensorization: Tensorization) -> Readout:
+    """Plan the last level so that its outcome has the weight's axes, padded axes cropped on the way."""
+    crop = _crop(tensorization)
+    parents = range(level.parents)
+    tails = [found for first in parents if (found := _Tail.of(level, tensorization, first)) is not None]
+    bound = _TAIL_OUTPUTS if tensorization.size > _SMALL_WEIGHT else circuit.MAX_OUTPUTS
+    fitting = [tail for tail in tails if math.prod(tail.cropped(crop).axes) <= bound]
+    if not fitting:
+        gates = gates_of(level)
+        wires = {p: Wire(mode.size, mode.axis, gates[p]) for p, mode in enumerate(tensorization.modes)}
+        plan = Circuit(level, wires, len(crop)).plan(parents_of(level))
+        return Readout(replace(plan, crop=crop), None, crop)
+    tail = fitting[0]  # the one with the most parents
+    parts = tail.plan.size_out
+    leading = tuple(-(-size // part) for size, part in zip(crop, parts, strict=True))
+    head = replace(tail.head, crop=(*leading, tail.plan.size_in))
+    return Readout(head, tail.cropped(crop), crop)
 
 
 @dataclass(frozen=True)
-class _Input:
-    """What enters a circuit: a parent with a core to expand it, or a wire that passes through."""
+class _Tail:
+    """A readout cut in two before the children of some parent; see :class:`Readout`."""
 
-    wires: tuple[int, ...]  # keys of what it becomes: positions, or below zero a parent left as it is
-    core: Core | None
-    size: int
+    head: Plan
+    plan: Plan
 
+    def cropped(self, crop: Axes) -> Plan:
+        """Return the tail's plan, cropped along the axes that it makes alone."""
+        alone = (size == 1 for size in self.head.size_out)
+        sizes = (size if mine else part for size, mine, part in zip(crop, alone, self.plan.size_out, strict=False))
+        return replace(self.plan, crop=tuple(sizes))
 
-def _runs(cores: Sequence[Core | None], sizes: Sequence[int], kind: Literal["expand", "mix"]) -> Stage:
-    """Group neighbouring cores of one stack, and neighbouring untouched wires, into pieces."""
-    pieces: list[Piece] = []
-    for core, size in zip(cores, sizes, strict=True):
-        last = pieces[-1] if pieces else None
-        if core is None:
-            if last is not None and last.kind == "pass":
-                pieces[-1] = Piece("pass", size=last.size * size)
-            else:
-                pieces.append(Piece("pass", size=size))
-        elif last is not None and last.name == core.stack and last.start + last.count == core.place:
-            pieces[-1] = Piece(kind, last.name, last.start, last.count + 1)
-        else:
-            pieces.append(Piece(kind, core.stack, core.place, 1))
-    return tuple(pieces)
-
-
-def _does_nothing(stage: Stage) -> bool:
-    return all(piece.kind == "pass" for piece in stage)
-
-
-class _Circuit:
-    """Walks a circuit from the last wire to the first and cuts it into segments."""
-
-    def __init__(self, level: Level, wires: dict[int, _Wire], num_axes: int) -> None:
-        self.level = level
-        self.wires = wires
-        self.num_axes = num_axes
-
-    def plan(self, inputs: Sequence[_Input], takes: Sequence[int] = ()) -> Plan:
-        """Cut the circuit into segments, of ``takes`` inputs each where that is given, the last inputs first."""
-        queue, held = list(inputs), list[int]()
-        segments: list[Segment] = []
-        left = iter(takes)
-        while queue:
-            count = next(left, 0)
-            taken = [queue.pop() for _ in range(count)][::-1] if count else self._take(queue, held)
-            segment, held = self._segment(taken, held)
-            segments.append(segment)
-        size_out = tuple(math.prod(s.released[a] for s in segments) for a in range(self.num_axes))
-        return Plan(tuple(segments), math.prod(i.size for i in inputs), size_out)
-
-    def _take(self, queue: list[_Input], held: list[int]) -> list[_Input]:
-        """Take inputs off the right end until one more would make the segment's matrix too large."""
-        taken: list[_Input] = []
-        size_in = size_out = math.prod(self.wires[w].size for w in held)
-        while queue:
-            candidate = queue[-1]
-            size_in *= candidate.size
-            size_out *= math.prod(self.wires[w].size for w in candidate.wires)
-            if taken and (size_out > _MAX_OUTPUTS or size_in * size_out > _MAX_ENTRIES):
-                break
-            taken.insert(0, queue.pop())
-        return taken
-
-    def _segment(self, taken: list[_Input], held: list[int]) -> tuple[Segment, list[int]]:
-        size_of = {w: self.wires[w].size for i in taken for w in i.wires} | {w: self.wires[w].size for w in held}
-        size_in = math.prod(i.size for i in taken) * math.prod(size_of[w] for w in held)
-        stages: list[Stage] = []
-        first = _runs(
-            [i.core for i in taken] + [None] * len(held),
-            [i.size for i in taken] + [size_of[w] for w in held],
-            "expand",
-        )
-        if not _does_nothing(first):
-            stages.append(first)
-        run = [w for i in taken for w in i.wires] + held
-        while fired := self._ready(run):
-            cores: list[Core | None] = []
-            sizes: list[int] = []
-            place = 0
-            while place < len(run):
-                gate = fired.get(place)
-                cores.append(None if gate is None else self.level.gates[gate[0]][gate[1]])
-                sizes.append(size_of[run[place]])
-                place += 1 if gate is None else 2
-            stages.append(_runs(cores, sizes, "mix"))
-        still_open = [place for place, w in enumerate(run) if self.wires[w].gates]
-        cut = still_open[-1] + 1 if still_open else 0
-        held, done = run[:cut], run[cut:]
-        released = tuple(
-            math.prod(size_of[w] for w in done if self.wires[w].axis == axis) for axis in range(self.num_axes)
-        )
-        columns = self._columns(math.prod(size_of[w] for w in held), done)
-        segment = Segment(tuple(stages), size_in, math.prod(size_of[w] for w in held), released, columns)
-        return segment, held
-
-    def _ready(self, run: list[int]) -> dict[int, tuple[int, int]]:
-        """Return the gates whose two wires are both here and wait for that gate next, by their first wire's place."""
-        fired: dict[int, tuple[int, int]] = {}
-        for place in range(len(run) - 1):
-            left, right = self.wires[run[place]], self.wires[run[place + 1]]
-            if place - 1 not in fired and left.gates and right.gates and left.gates[0] == right.gates[0]:
-                fired[place] = left.gates[0]
-        for place in fired:
-            self.wires[run[place]].gates.pop(0)
-            self.wires[run[place + 1]].gates.pop(0)
-        return fired
-
-    def _columns(self, held: int, done: list[int]) -> tuple[int, ...] | None:
-        axes = [self.wires[w].axis for w in done]
-        if axes == sorted(axes):
+    @classmethod
+    def of(cls, level: Level, tensorization: Tensorization, first: int) -> _Tail | None:
+        """Cut before the children of parent ``first``; None if that makes the tail no less work than the weight."""
+        parents, modes, axes = parents_of(level), tensorization.modes, len(tensorization.axes)
+        # A gate that waits for a wire of the tail is of the tail, and so are both its wires from then on.
+        mine: dict[int, list[tuple[int, int]]] = {p: [] for p in range(level.children)}
+        others: dict[int, list[tuple[int, int]]] = {p: [] for p in range(level.children)}
+        wires = {p for entry in parents[first:] for p in entry.wires}
+        for layer, mixer in enumerate(level.mixers):
+            for gate in range(mixer.gates):
+                pair = (mixer.first + 2 * gate, mixer.first + 2 * gate + 1)
+                late = not wires.isdisjoint(pair)
+                wires |= set(pair) if late else set()
+                for position in pair:
+                    (mine if late else others)[position].append((layer, gate))
+        # A parent above a gate of the head is expanded there, and its children enter the tail as they are.
+        whole = [all(p in wires and not others[p] for p in entry.wires) for entry in parents]
+        above = {p for entry, late in zip(parents, whole, strict=True) if late for p in entry.wires}
+        inputs = [Input((p,), None, modes[p].size) for p in sorted(wires - above)]
+        inputs += [entry for entry, late in zip(parents, whole, strict=True) if late]
+        size_in, size_out = math.prod(i.size for i in inputs), math.prod(modes[p].size for p in wires)
+        if 2 * size_in > size_out or size_in * size_out > circuit.MAX_ENTRIES:
             return None
-        sizes = [self.wires[w].size for w in done]
-        strides = [math.prod(sizes[place + 1 :]) for place in range(len(done))]
-        index = [0]
-        for place in sorted(range(len(done)), key=lambda p: axes[p]):
-            index = [i + step * strides[place] for i in index for step in range(sizes[place])]
-        total = math.prod(sizes)
-        return tuple(h * total + i for h in range(held) for i in index)
-
-
-def _gates(level: Level) -> dict[int, list[tuple[int, int]]]:
-    """Return, for every child position, the gates that act on it, in order."""
-    gates: dict[int, list[tuple[int, int]]] = {position: [] for position in range(level.children)}
-    for layer, mixer in enumerate(level.mixers):
-        for gate in range(mixer.gates):
-            for position in (mixer.first + 2 * gate, mixer.first + 2 * gate + 1):
-                gates[position].append((layer, gate))
-    return gates
-
-
-def _parents(level: Level) -> list[_Input]:
-    return [_Input(level.children_of(parent), core, level.sizes_in[parent]) for parent, core in enumerate(level.cores)]
-
-
-@functools.lru_cache(maxsize=1024)
-def plan_level(level: Level) -> Plan:
-    """Plan a level between two hidden states; its outcome has one axis, the raveled state."""
-    wires = {p: _Wire(level.sizes_out[p], 0, gates) for p, gates in _gates(level).items()}
-    return _Circuit(level, wires, num_axes=1).plan(_parents(level))
-
-
-@functools.lru_cache(maxsize=1024)
-def plan_readout(level: Level, tensorization: Tensorization) -> Plan:
-    """Plan the last level so that its outcome has the weight's axes, padded axes cropped on the way."""
-    gates = _gates(level)
-    wires = {p: _Wire(mode.size, mode.axis, gates[p]) for p, mode in enumerate(tensorization.modes)}
-    plan = _Circuit(level, wires, num_axes=len(tensorization.axes)).plan(_parents(level))
-    return replace(plan, crop=_crop(tensorization))
+        plan = Circuit(level, {p: Wire(modes[p].size, modes[p].axis, mine[p]) for p in wires}, axes).plan(
+            inputs, [len(inputs)]
+        )
+        before = {p: Wire(m.size, axes if p in wires else m.axis, others[p]) for p, m in enumerate(modes)}
+        before |= {-1 - n: Wire(parents[n].size, axes) for n, late in enumerate(whole) if late}
+        passing = [Input((-1 - n,), None, e.size) if whole[n] else e for n, e in enumerate(parents)]
+        return cls(Circuit(level, before, axes + 1).plan(passing), plan)
 
 
 def _crop(tensorization: Tensorization) -> Axes:
@@ -315,17 +213,17 @@ def plan_split(level: Level, tensorization: Tensorization) -> Split | None:
                 below[position] = union
                 home[position].insert(0, (layer, gate))
 
-    inputs: list[_Input] = []  # of the centre
-    sides: dict[int, list[_Input]] = {OUT: [], IN: []}
-    wires: dict[int, _Wire] = {}
-    for parent, entry in enumerate(_parents(level)):
+    inputs: list[Input] = []  # of the centre
+    sides: dict[int, list[Input]] = {OUT: [], IN: []}
+    wires: dict[int, Wire] = {}
+    for parent, entry in enumerate(parents_of(level)):
         union = frozenset().union(*(below[p] for p in entry.wires))
         if union in mine:
             (axis,) = union
             # A parent of one axis passes through the centre as it is; its core belongs to that axis' circuit.
             key = -1 - parent
-            wires[key] = _Wire(entry.size, axis)
-            inputs.append(_Input((key,), None, entry.size))
+            wires[key] = Wire(entry.size, axis)
+            inputs.append(Input((key,), None, entry.size))
             sides[axis].append(entry)
             continue
         inputs.append(entry)
@@ -333,22 +231,22 @@ def plan_split(level: Level, tensorization: Tensorization) -> Split | None:
             # Behind the centre's gates each of these wires leads to one axis only.
             leads_to = tensorization.modes[position].axis
             size = level.sizes_out[position]
-            wires[position] = _Wire(size, leads_to, centre_gates[position])
+            wires[position] = Wire(size, leads_to, centre_gates[position])
             if leads_to in sides:
-                sides[leads_to].append(_Input((position,), None, size))
+                sides[leads_to].append(Input((position,), None, size))
 
     axes = [mode.axis for mode in tensorization.modes]
     crop = _crop(tensorization)
 
     def side(axis: int, takes: Sequence[int] = ()) -> Plan:
         gates = mine[frozenset([axis])]
-        own = {p: _Wire(level.sizes_out[p], 0, list(gates[p])) for i in sides[axis] for p in i.wires}
-        return replace(_Circuit(level, own, num_axes=1).plan(sides[axis], takes), crop=crop[axis : axis + 1])
+        own = {p: Wire(level.sizes_out[p], 0, list(gates[p])) for i in sides[axis] for p in i.wires}
+        return replace(Circuit(level, own, num_axes=1).plan(sides[axis], takes), crop=crop[axis : axis + 1])
 
     outer, inner = side(OUT), side(IN)
     if axes != sorted(axes) and (outer.size_in >= tensorization.axes[OUT] or inner.size_in >= tensorization.axes[IN]):
         return None
-    centre = _Circuit(level, wires, num_axes=len(tensorization.axes)).plan(inputs)
+    centre = Circuit(level, wires, num_axes=len(tensorization.axes)).plan(inputs)
     if len(tensorization.axes) > KERNEL:
         centre = replace(centre, crop=(outer.size_in, inner.size_in, crop[KERNEL]))
     columns = _MAP if len(tensorization.axes) > KERNEL else 1

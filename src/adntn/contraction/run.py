@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adntn.contraction.forest import Forest
-from adntn.contraction.plan import Plan, plan_level, plan_readout, plan_split
-from adntn.contraction.segments import Cores, act, act_at, digits, made_axes, segment_matrix, steps, table
+from adntn.contraction.plan import plan_level, plan_readout, plan_split
+from adntn.contraction.readout import apply, finished, run, summed, unfinished, write
+from adntn.contraction.segments import Cores, act_at, cropped, digits, segment_matrix, table
 from adntn.contraction.sides import Side
+from adntn.contraction.steps import Plan
 from adntn.levels import Level
 from adntn.tensorize import IN, KERNEL, OUT, Tensorization
 from adntn.topology import Blueprint
@@ -22,29 +24,6 @@ __all__ = ["Activate", "Contraction", "Factors", "apply", "apply_at", "in_digit_
 
 Activate = Callable[[int, Tensor], Tensor]
 Factors = tuple[Tensor, Tensor, Tensor]
-
-
-def apply(plan: Plan, cores: Cores, state: Tensor) -> Tensor:
-    """Run a plan on a batch of states.
-
-    Args:
-        plan: from :func:`plan_level`, :func:`plan_readout` or :func:`plan_split`.
-        cores: the level's stacks by parameter name, each of shape ``(groups, cores, size_in, size_out)``; a gate's
-            rows are the new pair of indices, its columns the old.
-        state: shape ``(groups, batch, plan.size_in)``.
-
-    Returns:
-        Shape ``(groups, batch, *axes)``, each axis cropped as the plan says.
-    """
-    groups, batch = state.shape[:2]
-    for step in steps(plan, batch):
-        state = act(step, segment_matrix(step.segment, cores, step.wanted, state), state)
-    # Held wires are counted in ``left`` until they are released, so that only the batch is left here.
-    state = state.reshape(groups, batch, *made_axes(plan))
-    if plan.crop is not None:
-        for axis, size in enumerate(plan.crop, start=2):
-            state = state.narrow(axis, 0, size) if state.shape[axis] != size else state
-    return state
 
 
 def apply_at(
@@ -131,7 +110,7 @@ class Contraction:
         """
         trees = self.blueprint.config.trees
         given = [stack for stack in level.stacks if stack.name in parameters]
-        cores = {stack.name: parameters[stack.name].unflatten(0, (trees, -1)) for stack in given}
+        cores = {stack.name: parameters[stack.name].reshape(trees, stack.count, *stack.shape) for stack in given}
         for stack in given:
             gate = parameters.get(f"gate.{stack.name}")
             if gate is not None:
@@ -150,8 +129,10 @@ class Contraction:
 
     def pre_activation(self, parameters: Cores, number: int, state: Tensor) -> Tensor:
         """Return Z of hidden level ``number`` (Eqs. 49, 59-60), shape ``(trees, entries)``, from the state before."""
-        level = self.blueprint.levels[number - 1]
-        return apply(self.hidden_plans[number - 1], self.cores(parameters, level), state.unsqueeze(1)).squeeze(1)
+        cores = self.cores(parameters, self.blueprint.levels[number - 1])
+        for plan in self.hidden_plans[number - 1]:
+            state = run(plan, cores, state)
+        return state.reshape(len(state), -1)
 
     def hidden(self, parameters: Cores, activate: Activate) -> Tensor:
         """Return the state before the readout, shape ``(trees, bond_dim**H)``.
@@ -168,17 +149,35 @@ class Contraction:
 
     def readout(self, parameters: Cores, hidden: Tensor) -> Tensor:
         """Return what each tree makes of its hidden state, shape ``(trees, *axes)`` (Eqs. 49, 54-56)."""
-        tensorization = self.blueprint.tensorization
         cores = self.cores(parameters, self.blueprint.levels[-1])
-        made = apply(self.readout_plan, cores, hidden.unsqueeze(1)).squeeze(1)
-        return in_digit_order(made, tensorization, range(len(tensorization.axes)), first_dim=1)
+        return self._in_axes(*unfinished(self.readout_plan, cores, hidden))
 
-    def weight(self, parameters: Cores, hidden: Tensor) -> Tensor:
-        """Return the weight, shape ``(out, in, *kernel)``, of a hidden state."""
-        made = self.readout(parameters, hidden)
-        if self.blueprint.config.terms > 1:
-            made = made.unflatten(0, (-1, self.blueprint.config.terms)).sum(1)
-        return made.reshape(self.blueprint.shape)
+    def weight(self, parameters: Cores, hidden: Tensor, out: Tensor | None = None) -> Tensor:
+        """Return the weight, shape ``(out, in, *kernel)``, of a hidden state.
+
+        Args:
+            parameters: by name.
+            hidden: shape ``(trees, bond_dim**H)``.
+            out: memory of the weight's shape in which to make it; no gradient can be recorded then.
+        """
+        blueprint = self.blueprint
+        cores = self.cores(parameters, blueprint.levels[-1])
+        rows, matrix = summed(*unfinished(self.readout_plan, cores, hidden), blueprint.config.terms)
+        if out is None:
+            return self._in_axes(rows, matrix).reshape(blueprint.shape)
+        tensorization = blueprint.tensorization
+        plain = all(tensorization.digit_permutation(axis) is None for axis in range(len(tensorization.axes)))
+        if plain and (tensorization.splits_axes or out.is_contiguous()):
+            place = out.unflatten(0, (blueprint.config.groups, -1))
+            write(self.readout_plan, rows, matrix, place if tensorization.splits_axes else place.flatten(1))
+        else:
+            out.copy_(self._in_axes(rows, matrix).reshape(blueprint.shape))
+        return out
+
+    def _in_axes(self, rows: Tensor, matrix: Tensor | None) -> Tensor:
+        tensorization = self.blueprint.tensorization
+        made = cropped(finished(rows, matrix), self.readout_plan.crop, 1)
+        return in_digit_order(made, tensorization, range(len(tensorization.axes)), first_dim=1)
 
     def factors(self, parameters: Cores, hidden: Tensor) -> Factors | None:
         """Return A, C, B with W = A C B^T in every group, exactly; None where the order has no split.

@@ -5,113 +5,91 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from adntn.contraction.plan import Axes, Piece, Plan, Segment, Stage
+from adntn.contraction.steps import Axes, Piece, Plan, Segment, Stage, Step
 
 __all__ = [
     "Cores",
-    "Step",
     "act",
     "act_at",
-    "arrangement",
     "chosen_outputs",
+    "cropped",
     "digits",
     "kron",
     "kron_stack",
-    "made_axes",
     "piece_matrix",
+    "row_blocks",
+    "rows_times",
+    "segment_matrices",
     "segment_matrix",
+    "shaped",
     "stage_matrix",
-    "steps",
     "table",
 ]
 
 Cores = Mapping[str, Tensor]
+Runs = Mapping[tuple[str, int], Tensor]
 
-
-@dataclass(frozen=True)
-class Step:
-    """A segment where a plan has it act: on the third dimension of ``(groups, left, size_in, right)``.
-
-    Attributes:
-        segment: what acts.
-        wanted: of the outputs it releases, how many of each axis are not wholly in the padding.
-        left: entries before its inputs, the batch among them.
-        done: what the segments before it released, an entry an axis.
-    """
-
-    segment: Segment
-    wanted: Axes
-    left: int
-    done: Axes
-
-    @property
-    def right(self) -> int:
-        return math.prod(self.done)
-
-    @property
-    def size_out(self) -> int:
-        return self.segment.held * math.prod(self.wanted)
-
-
-def steps(plan: Plan, batch: int) -> list[Step]:
-    """Return a plan's segments with the sizes of the states that they meet."""
-    found: list[Step] = []
-    done: Axes = (1,) * len(plan.size_out)
-    left = batch * plan.size_in
-    for number, segment in enumerate(plan.segments, start=1):
-        left //= segment.size_in
-        wanted = segment.released
-        if plan.crop is not None and number == len(plan.segments):
-            # Indices of the leading digits that lie wholly in the padding are never made.
-            wanted = tuple(min(new, -(-crop // old)) for new, crop, old in zip(wanted, plan.crop, done, strict=True))
-        found.append(Step(segment, wanted, left, done))
-        left *= segment.held
-        done = tuple(new * old for new, old in zip(wanted, done, strict=True))
-    return found
-
-
-def made_axes(plan: Plan) -> Axes:
-    """Return the axes that the last step of a plan leaves, before they are cropped."""
-    if not plan.segments:
-        return plan.size_out
-    *_, last = steps(plan, 1)
-    return tuple(new * old for new, old in zip(last.wanted, last.done, strict=True))
+# Entries of one block of a product with many rows: a megabyte in float32, what a core's own cache holds.
+_BLOCK = 1 << 18
 
 
 def act(step: Step, matrix: Tensor | None, state: Tensor) -> Tensor:
-    """Apply a segment's matrix, from :func:`segment_matrix`, to a state of ``(groups, left, size_in, right)`` entries.
+    """Apply a segment's matrix to a state of ``(groups, left, size_in, right)`` entries.
 
     Returns:
-        As many dimensions as it takes: ``(groups, left, held * wanted, right)`` entries, axis by axis behind ``held``.
+        As many dimensions as it takes: ``(groups, left, held * kept, right)`` entries, axis by axis behind ``held``.
     """
-    groups = state.shape[0]
+    groups, size_in, right = state.shape[0], step.segment.size_in, step.right
     if matrix is not None:
-        if step.right == 1:
-            state = state.reshape(groups, step.left, step.segment.size_in) @ matrix
+        left = state.numel() // (groups * size_in * right)
+        if right == 1:
+            state = rows_times(shaped(state, groups, left, size_in), matrix)
+        elif left == 1:
+            state = torch.bmm(matrix.mT, shaped(state, groups, size_in, right))
+        elif groups == 1:
+            made = torch.bmm(matrix.mT.expand(left, -1, -1), state.reshape(left, size_in, right))
+            state = made.reshape(1, left, -1, right)
         else:
-            state = matrix.mT.unsqueeze(1) @ state.reshape(groups, step.left, step.segment.size_in, step.right)
-    arranged = arrangement(step.wanted, step.done)
-    if arranged is None:
-        return state
-    sizes, order = arranged
-    shaped = state.reshape(groups, step.left * step.segment.held, *sizes)
-    moved = shaped.permute(0, 1, *(2 + place for place in order))
-    return moved.reshape(groups, step.left * step.segment.held, -1)
+            state = matrix.mT.unsqueeze(1) @ shaped(state, groups, left, size_in, right)
+    if step.arranged is not None:
+        sizes, order = step.arranged
+        state = state.reshape(groups, -1, *sizes).permute(0, 1, *(2 + place for place in order))
+    if step.is_cropped:
+        state = cropped(state.reshape(groups, -1, *step.made), step.kept, 2)
+    return state
 
 
-def arrangement(new: Axes, old: Axes) -> tuple[list[int], list[int]] | None:
-    """Return how finished outputs ``(*new, *old)`` come to one index an axis: their sizes, and their new order."""
-    sizes = [(n, o) for n, o in zip(new, old, strict=True) if n * o > 1]
-    order = [(part, axis) for part in (0, 1) for axis in range(len(sizes)) if sizes[axis][part] > 1]
-    target = sorted(order, key=lambda item: (item[1], item[0]))
-    if order == target:
-        return None
-    return [sizes[axis][part] for part, axis in order], [order.index(item) for item in target]
+def shaped(state: Tensor, *sizes: int) -> Tensor:
+    """Return the state in this shape; that which it has costs no call."""
+    return state if state.shape == sizes else state.reshape(sizes)
+
+
+def rows_times(rows: Tensor, matrix: Tensor) -> Tensor:  # shapes: (groups, n, k), (groups, k, m) -> (groups, n, m)
+    """Return a product of many short rows with a small matrix."""
+    if rows.shape[0] > 1:
+        return torch.bmm(rows, matrix)
+    parts = row_blocks(rows.shape[1], matrix.shape[2])
+    if parts == 1:
+        return torch.bmm(rows, matrix)
+    made = torch.bmm(rows.reshape(parts, -1, rows.shape[2]), matrix.expand(parts, -1, -1))
+    return made.reshape(1, -1, matrix.shape[2])
+
+
+def row_blocks(rows: int, columns: int) -> int:
+    """Return into how many blocks rows are best cut: one that fits into a core's cache is made twice as fast."""
+    most = min(rows * columns // _BLOCK, rows)
+    return next((parts for parts in range(most, most // 2, -1) if rows % parts == 0), 1)
+
+
+def cropped(state: Tensor, sizes: Axes, first_dim: int) -> Tensor:
+    """Return the leading indices of the dimensions from ``first_dim`` on."""
+    for dim, size in enumerate(sizes, start=first_dim):
+        state = state.narrow(dim, 0, size) if state.shape[dim] != size else state
+    return state
 
 
 def digits(plan: Plan, group: Tensor, index: Tensor) -> Iterator[tuple[Segment, Tensor]]:
@@ -156,9 +134,43 @@ def act_at(state: Tensor, rows: Tensor, segment: Segment) -> Tensor:
 # --- a segment's matrix ---------------------------------------------------------------------------------------------
 
 
-def segment_matrix(segment: Segment, cores: Cores, wanted: Axes, like: Tensor) -> Tensor | None:
+def segment_matrices(plan: Plan, cores: Cores, like: Tensor) -> list[Tensor | None]:
+    """Return the matrices of a plan's segments; those that are each as many cores of a stack are made at once."""
+    runs = _runs(plan, cores)
+    made: dict[int, Tensor] = {}
+    for piece, numbers in plan.alike:
+        stack = runs[piece.name, piece.start]
+        stack = stack.mT if piece.kind == "mix" else stack
+        groups, _, rows, columns = stack.shape
+        whole = kron_stack(stack.reshape(groups * len(numbers), piece.count, rows, columns))
+        apart = whole.reshape(groups, len(numbers), *whole.shape[1:]).unbind(1)
+        made.update(zip(numbers, apart, strict=True))
+    return [
+        made[number] if number in made else segment_matrix(step.segment, cores, step.wanted, like, runs)
+        for number, step in enumerate(plan.steps)
+    ]
+
+
+def _runs(plan: Plan, cores: Cores) -> Runs:
+    """Return each run of cores that a plan takes, by its stack and first core.
+
+    A stack is split at once: on the way back its runs' gradients are then put together at once.
+    """
+    runs: dict[tuple[str, int], Tensor] = {}
+    for name, starts, counts in plan.runs:
+        stack = cores[name]
+        behind = stack.shape[1] - starts[-1] - counts[-1]
+        whole = len(counts) == 1 and not behind
+        parts = (stack,) if whole else stack.split([*counts, behind] if behind else list(counts), dim=1)
+        runs.update(((name, start), part) for start, part in zip(starts, parts, strict=False))
+    return runs
+
+
+def segment_matrix(
+    segment: Segment, cores: Cores, wanted: Axes, like: Tensor, runs: Runs | None = None
+) -> Tensor | None:
     """Return a segment's matrix, shape ``(groups, size_in, held * wanted)``; None for the identity."""
-    stages = [stage_matrix(stage, cores, like) for stage in segment.stages]
+    stages = [stage_matrix(stage, cores, like, runs) for stage in segment.stages]
     if stages:
         return chosen_outputs(segment, wanted, functools.reduce(torch.matmul, stages))
     if segment.columns is None and wanted == segment.released:
@@ -179,33 +191,35 @@ def chosen_outputs(segment: Segment, wanted: Axes, matrix: Tensor) -> Tensor:
     return matrix
 
 
-def stage_matrix(stage: Stage, cores: Cores, like: Tensor) -> Tensor:
+def stage_matrix(stage: Stage, cores: Cores, like: Tensor, runs: Runs | None = None) -> Tensor:
     """Return the Kronecker product of a stage's pieces, shape ``(groups or 1, rows, columns)``."""
-    return functools.reduce(kron, (piece_matrix(piece, cores, like) for piece in stage))
+    return functools.reduce(kron, (piece_matrix(piece, cores, like, runs) for piece in stage))
 
 
-def piece_matrix(piece: Piece, cores: Cores, like: Tensor) -> Tensor:
+def piece_matrix(piece: Piece, cores: Cores, like: Tensor, runs: Runs | None = None) -> Tensor:
     """Return the Kronecker product of a run of cores, as they act on a state from the right."""
     if piece.kind == "pass":
         return torch.eye(piece.size, dtype=like.dtype, device=like.device).unsqueeze(0)
-    stack = cores[piece.name][:, piece.start : piece.start + piece.count]
+    if runs is None:
+        stack = cores[piece.name][:, piece.start : piece.start + piece.count]
+    else:
+        stack = runs[piece.name, piece.start]
     return kron_stack(stack.mT if piece.kind == "mix" else stack)
 
 
 def kron_stack(stack: Tensor) -> Tensor:  # shape: (groups, n, a, b) -> (groups, a**n, b**n)
-    """Return the Kronecker product of a stack, by batched pairs."""
-    rest: Tensor | None = None
-    while stack.shape[1] > 1:
-        if stack.shape[1] % 2:
-            last = stack[:, -1]
-            rest = last if rest is None else kron(last, rest)
-            stack = stack[:, :-1]
-        stack = kron(stack[:, 0::2], stack[:, 1::2])
-    whole = stack[:, 0]
-    return whole if rest is None else kron(whole, rest)
+    """Return the Kronecker product of a stack."""
+    groups, count, rows, columns = stack.shape
+    if count == 1:
+        return stack.squeeze(1)
+    whole, *others = stack.reshape(groups, count, 1, rows, 1, columns).unbind(1)
+    for power, other in enumerate(others, start=1):
+        whole = whole.reshape(groups, rows**power, 1, columns**power, 1) * other
+    return whole.reshape(groups, rows**count, columns**count)
 
 
 def kron(x: Tensor, y: Tensor) -> Tensor:  # shapes: (*batch, a, b), (*batch, c, d) -> (*batch, a*c, b*d)
     """Return the Kronecker product of two batches of matrices."""
-    product = x[..., :, None, :, None] * y[..., None, :, None, :]
-    return product.reshape(*product.shape[:-4], x.shape[-2] * y.shape[-2], x.shape[-1] * y.shape[-1])
+    (a, b), (c, d) = x.shape[-2:], y.shape[-2:]
+    product = x.reshape(*x.shape[:-2], a, 1, b, 1) * y.reshape(*y.shape[:-2], 1, c, 1, d)
+    return product.reshape(*product.shape[:-4], a * c, b * d)

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adntn.contraction.plan import Plan
-from adntn.contraction.segments import Cores, segment_matrix, steps
+from adntn.contraction.segments import Cores, segment_matrices
+from adntn.contraction.steps import Plan
 
 __all__ = ["Side", "multiply"]
 
@@ -39,7 +39,7 @@ class Side:
     def __init__(self, plan: Plan, rows: tuple[int, int] | None = None) -> None:
         assert plan.crop is not None
         self.plan, self.rank = plan, plan.size_in
-        self.steps = tuple(steps(plan, 1))
+        self.steps = plan.steps
         stages = [(step.left, step.size_out, step.segment.size_in, step.right) for step in self.steps]
         left, _, columns, right = stages[-1]
         self._rows = (0, plan.crop[0]) if rows is None else rows
@@ -87,7 +87,7 @@ class Side:
         Returns:
             Shape ``(trees, rows, columns)`` each, without the first dimension where there is one tree.
         """
-        made = (segment_matrix(step.segment, cores, step.wanted, like) for step in self.steps)
+        made = segment_matrices(self.plan, cores, like)
         sizes = (step.size_out for step in self.steps)
         matrices = (
             torch.eye(size, dtype=like.dtype, device=like.device) if matrix is None else matrix.mT

@@ -14,6 +14,7 @@ from adntn.execution.factored import Factors
 from adntn.execution.plan import Way, Work, choose, multiply_adds
 from adntn.execution.staged import FEW, SMALL, Staged
 from adntn.generator import Generator, GeneratorModule
+from adntn.memory import check_out
 from adntn.topology import GeneratorConfig
 
 __all__ = ["GeneratedLayer", "GeneratedWeight", "Source", "StandIn", "dense_weight", "plain_weight", "rows_of"]
@@ -145,9 +146,14 @@ class GeneratedWeight(GeneratorModule):
         """Return the greatest rank that the weight, seen as the matrix (out, in * kernel), can have."""
         return min(super().rank_bound(), self.shape[0])
 
-    def generate(self) -> Tensor:
-        """Return the weight, shape ``(out, in, *kernel)``."""
-        return self._cut(self._whole())
+    def generate(self, out: Tensor | None = None) -> Tensor:
+        """Return the weight, shape ``(out, in, *kernel)``, made in ``out`` if that is given."""
+        if out is None:
+            return self._cut(self._whole())
+        if self.rows is None and not self._zero_rows:
+            return super().generate(out)
+        check_out(out, tuple(self.shape), [*self._all_tensors()])
+        return out.copy_(self._cut(self._whole()))
 
     def factors(self) -> Factors | None:
         """Return A, C, B with ``W = A C B^T`` in every group of the weight's rows, or None where they have no split."""

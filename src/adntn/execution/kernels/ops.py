@@ -131,7 +131,7 @@ def weight_gradients(upstream: Tensor, state: Tensor, matrix: Tensor, layout: La
     with _on(state):
         programs.fold_weight[chunks, low_blocks * -(-layout[1] // block), layout[0]](
             *(upstream.contiguous(), state.contiguous(), matrix.contiguous(), of_state, of_matrix),
-            *(layout[1], *high, *low, *size, chunks),
+            *(layout[1], *high, *low, *size),
             HIGHS=highs,
             LOWS=lows,
             BLOCK=block,
@@ -207,7 +207,6 @@ def product(
             N_HIGHS=n_highs,
             N_LOWS=n_lows,
             BLOCK=_inner_block(inner),
-            SPLITS=splits,
             HAS_BIAS=last is not None,
             PRECISION=precision,
             WIDEN=not x.is_cuda,
@@ -253,7 +252,7 @@ def product_gradients(
         programs.fold_product[chunks, low_blocks * -(-inner // block), groups](
             *(x, upstream, state.contiguous(), matrix.contiguous(), of_state, of_matrix),
             *(batch, *x.stride(), *upstream.stride(), inner),
-            *(high[0], low[0], size[0], high[1], low[1], size[1], chunks),
+            *(high[0], low[0], size[0], high[1], low[1], size[1]),
             ROWS=min(64, max(16, _power(batch))),
             M_HIGHS=m_highs,
             M_LOWS=m_lows,

@@ -121,7 +121,7 @@ def multiply(
     state,
     matrix,
     bias,
-    y,  # (SPLITS, batch, groups made * M_SIZE)
+    y,  # (parts of the sum, batch, groups made * M_SIZE)
     batch,
     x_row,
     x_column,
@@ -145,7 +145,6 @@ def multiply(
     N_HIGHS: tl.constexpr,
     N_LOWS: tl.constexpr,
     BLOCK: tl.constexpr,
-    SPLITS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
@@ -164,7 +163,7 @@ def multiply(
     m_low_start = block // M_HIGH_BLOCKS % M_LOW_BLOCKS * M_LOWS
     group_made = block // (M_HIGH_BLOCKS * M_LOW_BLOCKS)
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    split = tl.program_id(2)
+    split, splits = tl.program_id(2), tl.num_programs(2)
 
     # The tile's rows are pairs of high digits, its columns pairs of low ones.
     h = tl.arange(0, M_HIGHS * N_HIGHS)
@@ -172,7 +171,7 @@ def multiply(
     m_high, m_low = m_high_start + h // N_HIGHS, m_low_start + l // N_LOWS
     n = tl.arange(0, N_HIGHS * N_LOWS)
     total = tl.zeros((ROWS, M_HIGHS * M_LOWS), tl.float32)
-    for step in range(split, GROUPS_SUMMED * N_LOW_BLOCKS * N_HIGH_BLOCKS, SPLITS):
+    for step in range(split, GROUPS_SUMMED * N_LOW_BLOCKS * N_HIGH_BLOCKS, splits):
         n_high_start = step % N_HIGH_BLOCKS * N_HIGHS
         n_low_start = step // N_HIGH_BLOCKS % N_LOW_BLOCKS * N_LOWS
         group_summed = step // (N_HIGH_BLOCKS * N_LOW_BLOCKS)
@@ -248,7 +247,7 @@ def fold_weight(
     state,
     matrix,
     state_gradient,  # (blocks of low digits, groups, high, INNER)
-    matrix_gradient,  # (CHUNKS, groups, INNER, low)
+    matrix_gradient,  # (chunks, groups, INNER, low)
     INNER: tl.constexpr,
     HIGH_0: tl.constexpr,
     HIGH_1: tl.constexpr,
@@ -259,7 +258,6 @@ def fold_weight(
     SIZE_0: tl.constexpr,
     SIZE_1: tl.constexpr,
     SIZE_2: tl.constexpr,
-    CHUNKS: tl.constexpr,
     HIGHS: tl.constexpr,
     LOWS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -269,14 +267,14 @@ def fold_weight(
     HIGH: tl.constexpr = HIGH_0 * HIGH_1 * HIGH_2
     LOW: tl.constexpr = LOW_0 * LOW_1 * LOW_2
     LOW_BLOCKS: tl.constexpr = (LOW + LOWS - 1) // LOWS
-    chunk, groups = tl.program_id(0), tl.num_programs(2)
+    chunk, chunks, groups = tl.program_id(0), tl.num_programs(0), tl.num_programs(2)
     low_block = tl.program_id(1) % LOW_BLOCKS
     start = tl.program_id(1) // LOW_BLOCKS * BLOCK
     group = tl.program_id(2).to(tl.int64)
     upstream += group * SIZE_0 * SIZE_1 * SIZE_2
     low = low_block * LOWS + tl.arange(0, LOWS)
     folded = tl.zeros((BLOCK, LOWS), tl.float32)
-    for block in range(chunk, (HIGH + HIGHS - 1) // HIGHS, CHUNKS):
+    for block in range(chunk, (HIGH + HIGHS - 1) // HIGHS, chunks):
         high = block * HIGHS + tl.arange(0, HIGHS)
         place, inside = _places(
             high, low, HIGH_0, HIGH_1, HIGH_2, LOW_0, LOW_1, LOW_2, SIZE_0, SIZE_1, SIZE_2
@@ -309,7 +307,7 @@ def fold_product(
     state,
     matrix,
     state_gradient,  # (blocks of low digits, groups, high, INNER)
-    matrix_gradient,  # (CHUNKS, groups, INNER, low)
+    matrix_gradient,  # (chunks, groups, INNER, low)
     batch,
     x_row,
     x_column,
@@ -322,7 +320,6 @@ def fold_product(
     N_HIGH: tl.constexpr,
     N_LOW: tl.constexpr,
     N_SIZE: tl.constexpr,
-    CHUNKS: tl.constexpr,
     ROWS: tl.constexpr,
     M_HIGHS: tl.constexpr,
     M_LOWS: tl.constexpr,
@@ -342,7 +339,7 @@ def fold_product(
     HIGH_BLOCKS: tl.constexpr = (M_HIGH + M_HIGHS - 1) // M_HIGHS * N_HIGH_BLOCKS
     N_LOW_BLOCKS: tl.constexpr = (N_LOW + N_LOWS - 1) // N_LOWS
     LOW_BLOCKS: tl.constexpr = (M_LOW + M_LOWS - 1) // M_LOWS * N_LOW_BLOCKS
-    chunk, groups = tl.program_id(0), tl.num_programs(2)
+    chunk, chunks, groups = tl.program_id(0), tl.num_programs(0), tl.num_programs(2)
     low_block = tl.program_id(1) % LOW_BLOCKS
     start = tl.program_id(1) // LOW_BLOCKS * BLOCK
     group = tl.program_id(2).to(tl.int64)
@@ -356,7 +353,7 @@ def fold_product(
     m_low, n_low = m_low_start + l // N_LOWS, n_low_start + l % N_LOWS
     low, low_inside = m_low * N_LOW + n_low, (m_low < M_LOW) & (n_low < N_LOW)
     folded = tl.zeros((BLOCK, M_LOWS * N_LOWS), tl.float32)
-    for block in range(chunk, HIGH_BLOCKS, CHUNKS):
+    for block in range(chunk, HIGH_BLOCKS, chunks):
         m_high_start = block // N_HIGH_BLOCKS * M_HIGHS
         n_high_start = block % N_HIGH_BLOCKS * N_HIGHS
         m_column = (m_high_start + m // M_LOWS) * M_LOW + m_low_start + m % M_LOWS

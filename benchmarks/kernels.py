@@ -28,7 +28,7 @@ from torch.utils import benchmark
 
 import adntn
 from adntn.checkpoint import writing
-from adntn.execution import kernels
+from adntn.execution import kernels, tiles
 
 RESULTS = Path(__file__).parent / "results"
 SIZES = ((1024, 1024), (4096, 4096), (16384, 4096))  # out, in
@@ -54,10 +54,14 @@ def ways(layer: adntn.nn.Linear, dense: nn.Linear) -> dict[str, tuple[Call, Call
     found["weight by torch"] = (lambda x: F.linear(x, layer.generate(), layer.bias), None)
     found["weight by Triton"] = (lambda x: F.linear(x, kernels.weight(layer), layer.bias), None)
     with torch.no_grad():
-        tiles = kernels.tiles(layer)
+        kept = tiles.make(layer)
+    found["tiled by torch"] = (
+        lambda x: tiles.linear(x, layer, layer.bias),
+        lambda x: tiles.linear(x, layer, layer.bias, kept),
+    )
     found["fused"] = (
         lambda x: kernels.linear(x, layer, layer.bias),
-        lambda x: kernels.linear(x, layer, layer.bias, tiles),
+        lambda x: kernels.linear(x, layer, layer.bias, kept),
     )
     return found
 
@@ -154,15 +158,15 @@ def making(size: tuple[int, int], dtype: str, order: str) -> dict[str, Any]:
     """Time the whole weight alone, against filling a new tensor of its size with a number."""
     gen = adntn.Generator(size, adntn.GeneratorConfig(topology="ttn", order=order), device="cuda", dtype=DTYPES[dtype])
     with torch.no_grad():
-        tiles = kernels.tiles(gen)
+        kept = tiles.make(gen)
     calls: dict[str, Callable[[Tensor], Tensor]] = {
         "dense": lambda _: torch.empty(size, device="cuda", dtype=DTYPES[dtype]).fill_(1),  # what is compared with
         "torch": lambda _: gen(),
         "Triton": lambda _: kernels.weight(gen),
-        "Triton, tiles kept": lambda _: kernels.weight(gen, tiles),
-        "tiles": lambda _: kernels.tiles(gen)[0],
+        "Triton, tiles kept": lambda _: kernels.weight(gen, kept),
+        "tiles": lambda _: tiles.make(gen)[0],
     }
-    times = in_turns({name: without_gradients(call, tiles[1]) for name, call in calls.items()})
+    times = in_turns({name: without_gradients(call, kept[1]) for name, call in calls.items()})
     times["fill"] = times.pop("dense")
     return {"out": size[0], "in": size[1], "dtype": dtype, "order": order, "making": times}
 

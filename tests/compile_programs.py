@@ -15,7 +15,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from adntn import Generator, GeneratorConfig
-from adntn.execution import kernels
+from adntn.execution import tiles
 from adntn.execution.kernels import ops, programs
 
 TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16"}
@@ -56,9 +56,9 @@ def main() -> None:
     # float32 in one order and bfloat16 in another: each is seconds.
     for dtype, options in ((torch.float32, {"topology": "mera"}), (torch.bfloat16, {"radix": 3, "groups": 3})):
         gen = Generator((1026, 512), GeneratorConfig(order="paired", **options))  # type: ignore[arg-type]
-        layout = kernels.layout(gen).numbers()
+        layout = tiles.layout(gen).numbers()
         with torch.no_grad():
-            state, matrix = kernels.tiles(gen)
+            state, matrix = tiles.make(gen)
         x, y = torch.zeros(128, 512, dtype=dtype), torch.zeros(128, 1026, dtype=dtype)
         ops.weight(state, matrix, layout, dtype)
         ops.weight_gradients(torch.zeros(gen.shape, dtype=dtype), state, matrix, layout)

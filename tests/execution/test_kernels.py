@@ -1,4 +1,4 @@
-"""The cut that the kernels start from, and what runs where they cannot. What they compute: test_kernels_triton.py."""
+"""What runs where the kernels cannot, and what is said of it. What they compute: test_kernels_triton.py."""
 
 from __future__ import annotations
 
@@ -7,24 +7,18 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conformance_cases import assert_equal, generator_cases
 
 import adntn
-from adntn import Generator, GeneratorConfig, topology
-from adntn.contraction import Contraction, in_digit_order
-from adntn.errors import ConfigError, ShapeError
+from adntn import Generator, GeneratorConfig
 from adntn.execution import kernels
 from adntn.nn import Embedding, Linear
-
-CASES = {
-    name: case for name, case in generator_cases().items() if case.options.get("topology") not in topology.BASELINES
-}
 
 
 def generator(shape: tuple[int, ...] = (64, 64), **options: Any) -> Generator:
@@ -32,7 +26,7 @@ def generator(shape: tuple[int, ...] = (64, 64), **options: Any) -> Generator:
 
 
 @pytest.fixture
-def triton(monkeypatch: pytest.MonkeyPatch) -> Any:
+def triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Have Triton seem to be there or not, interpreted or not."""
 
     def pretend(*, found: bool = True, interpreted: bool = False) -> None:
@@ -40,46 +34,10 @@ def triton(monkeypatch: pytest.MonkeyPatch) -> Any:
         spec = importlib.util.spec_from_loader("triton", None) if found else None
         monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: spec if name == "triton" else real(name))
         monkeypatch.setattr(kernels, "_is_interpreted", lambda: interpreted)
+        kernels._look.cache_clear()
 
-    return pretend
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_every_entry_of_the_weight_is_a_row_of_the_state_times_a_column_of_the_matrix(name: str) -> None:
-    gen: Generator = CASES[name].build()
-    network, where = gen._network, kernels.layout(gen)
-    assert isinstance(network, Contraction)
-    state, matrix = kernels.tiles(gen)
-    assert state.shape[::2] == (where.groups, where.inner) == matrix.shape[:2]
-    assert (state.numel(), matrix.numel()) == (where.state_entries, where.matrix_entries)
-    whole = (state @ matrix).reshape(where.groups, *where.high, *where.low).permute(0, 1, 4, 2, 5, 3, 6)
-    whole = whole.reshape(where.groups, *(h * n for h, n in zip(where.high, where.low, strict=True)))
-    for axis, size in enumerate(where.size, start=1):
-        whole = whole.narrow(axis, 0, size)
-    t = network.blueprint.tensorization
-    assert where.ravel == (len(t.axes) == 1)
-    assert_equal(in_digit_order(whole, t, range(len(t.axes)), first_dim=1).reshape(gen.shape), gen())
-
-
-@pytest.mark.parametrize("order", ["paired", "block_paired", "blocked"])
-def test_the_state_is_far_smaller_than_the_weight_and_the_matrix_smaller_still(order: str) -> None:
-    for name, share in (("ttn", 16), ("attn", 4), ("mera", 4)):
-        gen = Generator((4096, 4096), GeneratorConfig(topology=name, order=order), device="meta")
-        where = kernels.layout(gen)
-        assert where.state_entries == 4096**2 // share
-        assert where.matrix_entries == 4096
-
-
-def test_numbers_are_made_in_float32_and_gradients_go_through_to_the_cores() -> None:
-    gen = generator().to(torch.bfloat16)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        made = kernels.tiles(gen)
-    assert [t.dtype for t in made] == [torch.float32] * 2
-    (made[0].sum() * made[1].sum()).backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in gen.parameters())
-
-
-# --- where they cannot run -------------------------------------------------------------------------------------------
+    yield pretend
+    kernels._look.cache_clear()
 
 
 def test_without_triton_torch_operations_run_and_it_says_so(triton: Any) -> None:
@@ -101,6 +59,7 @@ def test_a_triton_that_cannot_be_imported_is_no_error(triton: Any, monkeypatch: 
 
     triton()
     monkeypatch.setattr(kernels, "_is_interpreted", fail)
+    kernels._look.cache_clear()
     assert kernels.available("cuda").reason == "Triton cannot be imported (no driver), so torch operations run"
 
 
@@ -113,6 +72,7 @@ def test_the_device_decides(triton: Any, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for capability, runs in (((7, 5), False), ((8, 0), True), ((12, 0), True)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
+        kernels._look.cache_clear()
         assert bool(kernels.available("cuda:1")) is runs
     assert kernels.usable(generator(), "cuda") is None
     triton(interpreted=True)
@@ -161,15 +121,6 @@ def test_what_a_layer_adds_decides_too(triton: Any) -> None:
         assert torch.equal(kernels.weight(layer), layer.bare()())
         x = torch.randn(3, 8)
         assert torch.equal(kernels.linear(x, layer), F.linear(x, layer.weight))
-
-
-def test_errors_say_what_was_given() -> None:
-    with pytest.raises(ShapeError, match=r"input of shape \(3, 63\) does not fit a weight of shape \(64, 64\)"):
-        kernels.linear(torch.randn(3, 63), generator())
-    with pytest.raises(ShapeError, match=r"input of shape \(\)"):
-        kernels.linear(torch.tensor(1.0), generator())
-    with pytest.raises(ConfigError, match="topology='lowrank' has no levels to cut"):
-        kernels.tiles(generator(topology="lowrank", order="blocked"))
 
 
 def test_nothing_of_triton_is_imported_before_it_is_used() -> None:

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 import adntn
 from adntn import Generator, GeneratorConfig
-from adntn.execution import kernels
+from adntn.execution import kernels, tiles
 from adntn.generator import GeneratorModule
 from adntn.nn import Linear
 
@@ -193,7 +193,7 @@ def test_autocast_casts_the_input_and_leaves_the_generator_in_float32() -> None:
     y, expected = dense(exact, x, None, probe)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         ours = kernels.linear(x, gen)
-        assert kernels.tiles(gen)[0].dtype == torch.float32
+        assert tiles.make(gen)[0].dtype == torch.float32
     assert ours.dtype == torch.bfloat16
     assert_close([ours], [y], 1e-2)
     found = gradients(ours, [x, *gen.parameters()], probe)
@@ -223,7 +223,7 @@ def test_a_second_call_sees_new_parameters_and_tiles_can_be_kept() -> None:
     with torch.no_grad():
         exact.root.mul_(1.5), gen.root.mul_(1.5)
     assert relative_error(first.double(), F.linear(x.double(), exact())) > 0.1
-    made = kernels.tiles(gen)
+    made = tiles.make(gen)
     for ours in (kernels.linear(x, gen), kernels.linear(x, gen, made=made), F.linear(x, kernels.weight(gen, made))):
         assert_close([ours], [F.linear(x.double(), exact())])
 
@@ -266,9 +266,9 @@ def test_operators_keep_torchs_rules() -> None:
     from adntn.execution.kernels import ops
 
     _, gen = pair(CASES["padded"])
-    state, matrix = (t.detach().requires_grad_() for t in kernels.tiles(gen))
+    state, matrix = (t.detach().requires_grad_() for t in tiles.make(gen))
     x, bias = torch.randn(5, 40, requires_grad=True), torch.randn(100, requires_grad=True)
-    layout = kernels.layout(gen).numbers()
+    layout = tiles.layout(gen).numbers()
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static")
     torch.library.opcheck(ops.weight, (state, matrix, layout, torch.float32), test_utils=tests)
     torch.library.opcheck(ops.product, (x, state, matrix, bias, layout, False), test_utils=tests)
@@ -315,8 +315,8 @@ def test_neither_weight_nor_its_gradient_is_ever_made(order: str) -> None:
     x = torch.randn(16, 256, requires_grad=True)
     with Largest() as outside:
         kernels.linear(x, gen).sum().backward()
-    state, matrix = kernels.tiles(gen)
-    layout = kernels.layout(gen).numbers()
+    state, matrix = tiles.make(gen)
+    layout = tiles.layout(gen).numbers()
     with Largest() as inside, torch.no_grad():  # operators hide from such a mode what they allocate
         ops.product._init_fn(x, state, matrix, None, layout, False)
         ops.product._init_fn(x, state, matrix, None, layout, True)

@@ -1,12 +1,14 @@
 """Triton kernels: the whole weight in one pass, and a product whose tiles of the weight are made as it goes.
 
-Both start from a cut of the readout (:mod:`.tiles`) that every order has, ``"paired"`` among them. They run on CUDA,
-and on the CPU under Triton's interpreter (``TRITON_INTERPRET=1``), which is for tests. Wherever they cannot run, torch
-operations do the same: :func:`usable` says so beforehand, and why. Importing this imports neither Triton nor operators.
+Both start from a cut of the readout (:mod:`adntn.execution.tiles`) that every order has, ``"paired"`` among them. They
+run on CUDA, and on the CPU under Triton's interpreter (``TRITON_INTERPRET=1``), which is for tests. Wherever they
+cannot run, torch operations do the same: :func:`usable` says so beforehand, and why. Importing this imports neither
+Triton nor the operators.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from dataclasses import dataclass
 from typing import Literal
@@ -16,14 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from adntn.adjoint.reverse import full_precision
 from adntn.contraction import Contraction, in_digit_order
-from adntn.errors import ConfigError, ShapeError
-from adntn.execution.kernels.tiles import Layout, Tiles, cut, make
+from adntn.execution.tiles import Tiles, between_trees, layout, make, product_obstacle
 from adntn.generator import GeneratorModule
-from adntn.tensorize import IN, OUT
+from adntn.tensorize import OUT
 
-__all__ = ["Availability", "Layout", "Tiles", "available", "layout", "linear", "tiles", "usable", "weight"]
+__all__ = ["Availability", "available", "linear", "usable", "weight"]
 
 _CAPABILITY = (8, 0)  # of older devices the tiles' products need more shared memory than they have
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -60,6 +60,15 @@ def available(device: torch.device | str = "cuda") -> Availability:
 
 
 def _obstacle(device: torch.device) -> str | None:
+    return _look(device)
+
+
+# What torch.compiler.assume_constant_result does, without its import of the compiler: no graph can look for packages.
+_obstacle._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _look(device: torch.device) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed, so torch operations run"
     try:
@@ -67,9 +76,7 @@ def _obstacle(device: torch.device) -> str | None:
     except Exception as error:  # of a Triton that does not fit this machine, anything
         return f"Triton cannot be imported ({error}), so torch operations run"
     if interpreted:
-        return (
-            None if device.type == "cpu" else f"Triton's interpreter is on, which is for the CPU, not {device.type!r}"
-        )
+        return None if device.type == "cpu" else f"Triton's interpreter is on, which runs on the CPU, not on {device}"
     if device.type != "cuda":
         return f"Triton kernels run on CUDA, not on {device.type!r}"
     if not torch.cuda.is_available():
@@ -78,10 +85,6 @@ def _obstacle(device: torch.device) -> str | None:
         found = ".".join(map(str, torch.cuda.get_device_capability(device)))
         return f"the kernels need a device of compute capability 8.0, this one has {found}"
     return None
-
-
-# What torch.compiler.assume_constant_result does, without its import of the compiler: no graph can look for packages.
-_obstacle._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _is_interpreted() -> bool:
@@ -102,56 +105,13 @@ def usable(
         device: where it runs.
         made: for :func:`linear` or for :func:`weight`.
     """
-    network, shape = generator._network, generator.blueprint.shape
-    if not isinstance(network, Contraction):
+    if not isinstance(generator._network, Contraction):
         return f"topology={generator.config.topology!r} has no levels"
     if generator.dtype not in _DTYPES:
         return f"there is no kernel for {generator.dtype}"
     if generator.backward == "adjoint":
         return "backward='adjoint' keeps nothing of which tiles could be made"
-    if made == "product":
-        if len(shape) > 2:
-            return f"a weight of shape {shape} is no matrix"
-        if len(network.blueprint.tensorization.axes) == 1:
-            return f"order={generator.config.order!r} ravels a weight of shape {shape}, so that no tile is a product"
-        if generator.shape != shape or vars(generator).get("_zero_rows"):
-            return f"its rows are not just the {shape[0]} that its generator makes"
-    return _obstacle(torch.device(device))
-
-
-def layout(generator: GeneratorModule) -> Layout:
-    """Return where the cut of a generator's readout lies, and so how large its tiles' state is.
-
-    Raises:
-        ConfigError: it is a baseline, which has no levels to cut.
-    """
-    return cut(_network(generator))
-
-
-def _network(generator: GeneratorModule) -> Contraction:
-    network = generator._network
-    if not isinstance(network, Contraction):
-        raise ConfigError(
-            f"topology={generator.config.topology!r} has no levels to cut; trees and the brick wall have."
-        )
-    return network
-
-
-def tiles(generator: GeneratorModule) -> Tiles:
-    """Return the state and the matrix that all tiles are made of; float32, whatever the parameters are.
-
-    Under :func:`adntn.cached` a layer keeps these instead of its weight.
-
-    Returns:
-        Shapes ``(groups, high, s)`` and ``(groups, s, low)``, see :mod:`.tiles`.
-
-    Raises:
-        ConfigError: it is a baseline, which has no levels to cut.
-    """
-    network = _network(generator)
-    with full_precision(generator.device):
-        parameters = generator._parameters_by_name()
-        return make(network, parameters, network.hidden(parameters, generator._activate))
+    return (product_obstacle(generator) if made == "product" else None) or _obstacle(torch.device(device))
 
 
 def weight(generator: GeneratorModule, made: Tiles | None = None) -> Tensor:
@@ -159,22 +119,21 @@ def weight(generator: GeneratorModule, made: Tiles | None = None) -> Tensor:
 
     Args:
         generator: or a layer.
-        made: what :func:`tiles` returned for it, if that is at hand.
+        made: what :func:`adntn.execution.tiles.make` returned for it, if that is at hand.
 
     Returns:
         As :meth:`adntn.Generator.generate` of a bare generator, in its dtype.
     """
-    network = generator._network
-    if not isinstance(network, Contraction) or _transformed() or usable(generator, generator.device, "weight"):
+    if _transformed() or usable(generator, generator.device, "weight"):
         return GeneratorModule.generate(generator)
     from adntn.execution.kernels import ops
 
-    state, matrix = tiles(generator) if made is None else made
-    t = network.blueprint.tensorization
-    whole: Tensor = ops.weight(state, matrix, cut(network).numbers(), generator.dtype)
+    state, matrix = make(generator) if made is None else made
+    t = generator.blueprint.tensorization
+    whole: Tensor = ops.weight(state, matrix, layout(generator).numbers(), generator.dtype)
     if len(t.axes) > 1:
         whole = in_digit_order(whole, t, range(len(t.axes)), first_dim=1)
-    return whole.reshape(network.blueprint.shape)
+    return whole.reshape(generator.blueprint.shape)
 
 
 def linear(
@@ -189,36 +148,25 @@ def linear(
         x: input, of the generator's dtype; under autocast it is cast as torch casts it.
         generator: or a layer.
         bias: added to each output.
-        made: what :func:`tiles` returned for it, if that is at hand.
+        made: what :func:`adntn.execution.tiles.make` returned for it, if that is at hand.
 
     Raises:
         ShapeError: the input's last dimension is not the weight's.
     """
-    if x.ndim < 1 or x.shape[-1] != generator.shape[1]:
-        raise ShapeError(f"an input of shape {tuple(x.shape)} does not fit a weight of shape {generator.shape}.")
-    network = generator._network
-    if not isinstance(network, Contraction) or _transformed() or usable(generator, x.device):
+    autocast = x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
+    other = not autocast and x.dtype != generator.dtype  # of which torch says what is wrong with it
+    if other or _transformed() or usable(generator, x.device):
         return F.linear(x, generator.generate(), bias)
-    if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
-        x = x.to(torch.get_autocast_dtype(x.device.type))
-    elif x.dtype != generator.dtype:
-        return F.linear(x, generator.generate(), bias)  # torch says what is wrong with it
     from adntn.execution.kernels import ops
 
-    state, matrix = tiles(generator) if made is None else made
-    t, where = network.blueprint.tensorization, cut(network)
-    rows = x.reshape(-1, x.shape[-1])
-    permutation = t.digit_permutation(IN)
-    if permutation is not None:
-        index = torch.tensor(permutation[: t.axes[IN]], device=x.device)
-        rows = rows.new_zeros(len(rows), where.size[IN]).index_copy(1, index, rows)
-    if t.digit_permutation(OUT) is None:
-        y: Tensor = ops.product(rows, state, matrix, bias, where.numbers(), False)
-    else:
-        y = ops.product(rows, state, matrix, None, where.numbers(), False).unflatten(1, (where.groups, -1))
-        y = in_digit_order(y, t, [OUT], first_dim=2).flatten(1)
-        y = y if bias is None else y + bias.to(y.dtype)
-    return y.reshape(*x.shape[:-1], y.shape[1])
+    if autocast:
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    state, matrix = make(generator) if made is None else made
+    numbers = layout(generator).numbers()
+    if generator.blueprint.tensorization.digit_permutation(OUT) is None:
+        return between_trees(x, generator, lambda rows: ops.product(rows, state, matrix, bias, numbers, False))
+    y = between_trees(x, generator, lambda rows: ops.product(rows, state, matrix, None, numbers, False))
+    return y if bias is None else y + bias.to(y.dtype)
 
 
 def _transformed() -> bool:

@@ -1,7 +1,7 @@
 """The operators of torch that run the Triton programs, with their gradients.
 
-With the weight of a group as ``W[high, low] = sum_s S[high, s] M[s, low]`` (:mod:`.tiles`) and its gradient D, which is
-given (:func:`weight`) or is ``dy^T x`` (:func:`product`), the gradients are, tile by tile of D,
+With the weight of a group as ``W[high, low] = sum_s S[high, s] M[s, low]`` (:mod:`adntn.execution.tiles`) and its
+gradient D, which is given (:func:`weight`) or is ``dy^T x`` (:func:`product`), the gradients are, tile by tile of D,
 
     dS[high, s] = sum_low D[high, low] M[s, low]        dM[s, low] = sum_high S[high, s] D[high, low]
     dx = dy W, the product itself with its axes in each other's roles

@@ -1,8 +1,8 @@
 """The Triton programs. Nothing imports this file before an operator runs: it needs Triton.
 
-All make a tile of the weight in the same way, ``state[high, s] @ matrix[s, low]`` (see :mod:`.tiles`): a small product
-whose rows are the tile's high digits and whose columns are its low ones. Sizes are powers of two here; what lies beyond
-the true ones is masked. A name in capitals is known when a program is compiled.
+All make a tile of the weight in the same way, ``state[high, s] @ matrix[s, low]`` (:mod:`adntn.execution.tiles`): a
+small product whose rows are the tile's high digits and whose columns are its low ones. Sizes are powers of two here;
+what lies beyond the true ones is masked. A name in capitals is known when a program is compiled.
 """
 
 # triton.jit reads annotations itself, so that they cannot be strings here.

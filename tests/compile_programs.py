@@ -19,7 +19,8 @@ from adntn.execution import tiles
 from adntn.execution.kernels import ops, programs
 
 TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16"}
-SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024}  # bytes that a program can have
+CAPABILITIES = (80, 90)
+SHARED_MEMORY = 99 * 1024  # bytes that a program can have on small devices of these generations
 
 
 class Compiled:
@@ -43,10 +44,10 @@ class Compiled:
                 signature[parameter.name], constants[(parameter.num,)] = "constexpr", value
             else:
                 signature[parameter.name] = "i32"
-        for capability, memory in SHARED_MEMORY.items():
+        for capability in CAPABILITIES:
             source = ASTSource(self.program, signature, constants)
             made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": num_warps})
-            assert made.metadata.shared <= memory, f"{self.program.__name__} needs {made.metadata.shared} bytes"
+            assert made.metadata.shared <= SHARED_MEMORY, f"{self.program.__name__} needs {made.metadata.shared} bytes"
             sys.stdout.write(f"{self.program.__name__} sm_{capability} {made.metadata.shared}\n")
 
 

@@ -49,6 +49,7 @@ CASES |= {
     "two boundary layers": Case((16, 16), {"topology": "attn", "boundary_layers": 2, "order": "paired"}),
     "odd modes": Case((16, 8), {"topology": "mera", "order": "paired", "latent_order": 3}),
     "padded": Case((100, 40), {"order": "paired"}),
+    "much padded": Case((1000, 40), {"order": "paired"}),
     "padded, several blocks of each axis": Case((300, 140), {"topology": "attn", "order": "block_paired"}),
     "padded, blocked": Case((70, 90), {"order": "blocked"}),
     "low digits in several blocks": Case((70, 300), {"order": "blocked"}),
@@ -235,6 +236,8 @@ def test_only_what_needs_a_gradient_gets_one() -> None:
     (found,) = torch.autograd.grad(kernels.linear(x, gen).sum(), [x])
     assert_close([found], [gen().sum(0).double().expand(5, -1)])
     assert not kernels.linear(x.detach(), gen).requires_grad
+    with torch.inference_mode():
+        torch.testing.assert_close(kernels.linear(x, gen), x @ kernels.weight(gen).T)
 
 
 def test_a_layer_after_saving_and_loading(tmp_path: Path) -> None:

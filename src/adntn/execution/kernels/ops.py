@@ -29,6 +29,9 @@ _LOWS = 256
 # Of s, the numbers of the state that an entry depends on, this many are multiplied at once.
 _INNER = 32
 
+# At most this many bytes of a column of inputs meet a tile: what is shared must fit into 99 KiB, as small devices have.
+_ROWS = 256
+
 Layout = Sequence[int]
 
 
@@ -184,7 +187,7 @@ def product(
     if batch == 0:
         return x.new_empty(0, made)
     m_highs, m_lows, n_highs, n_lows = _blocks(low[m], low[n])
-    rows = min(128, max(16, _power(batch)))
+    rows = min(_ROWS // x.element_size(), max(16, _power(batch)))
     blocks = -(-high[m] // m_highs) * -(-low[m] // m_lows) * (1 if transposed else groups)
     steps = -(-high[n] // n_highs) * -(-low[n] // n_lows) * (groups if transposed else 1)
     batches = -(-batch // rows)
@@ -210,7 +213,7 @@ def product(
             HAS_BIAS=last is not None,
             PRECISION=precision,
             WIDEN=not x.is_cuda,
-            num_warps=_warps(precision, large=rows == 128),
+            num_warps=_warps(precision, large=rows > _SIDE),
         )
     if splits == 1:
         return parts[0]

@@ -171,7 +171,8 @@ def linear(
     def product(rows: Tensor) -> Tensor:  # shape: (batch, in) -> (batch, out)
         groups, inner = where.groups, where.inner
         (out_high, in_high, _), (out_low, in_low, _) = where.high, where.low
-        rows = F.pad(rows, (0, in_high * in_low - where.size[IN])).reshape(1, 1, -1, in_low)
+        padding = in_high * in_low - where.size[IN]
+        rows = (F.pad(rows, (0, padding)) if padding else rows).reshape(1, 1, -1, in_low)
         small = matrix.reshape(groups, inner, out_low, in_low).permute(0, 2, 3, 1)
         between = (rows @ small).reshape(groups, -1, in_high * inner)  # rows: out_low, batch
         y = between @ state.reshape(groups, out_high, in_high * inner).mT

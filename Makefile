@@ -15,13 +15,18 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
 
+# Triton alone is larger than all the rest, so that its tests have an environment of their own.
+TRITON_VENV := .venv-triton
+TRITON_STAMP := $(TRITON_VENV)/.installed
+TRITON_INSTALL := $(TRITON_VENV)/bin/pip install --quiet --quiet --disable-pip-version-check -c constraints.txt
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-slow lint docs format clean
+.PHONY: help demo test test-slow test-triton lint docs format clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(RUN_STAMP) ## Compress a small network and show what came of it; ARGS='...' go to `adntn compress`
 	@$(BIN)/adntn compress $(ARGS)
@@ -32,6 +37,10 @@ test: $(DEV_STAMP) ## Run the quick tests; ARGS='...' go to pytest
 # pytest exits with 5 when it finds no test: no slow tests yet is no failure.
 test-slow: $(DEV_STAMP) ## Run the slow tests; ARGS='...' go to pytest
 	$(PYTEST) -m slow $(ARGS) || test $$? -eq 5
+
+test-triton: $(TRITON_STAMP) ## Run the tests of the Triton kernels, under Triton's interpreter; no GPU is needed
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 ADNTN_REQUIRE_TRITON=1 $(TRITON_VENV)/bin/python -m pytest -v \
+		tests/execution/test_kernels_triton.py $(ARGS)
 
 lint: $(DEV_STAMP) ## Check style, format and types
 	$(BIN)/ruff check .
@@ -46,7 +55,7 @@ format: $(DEV_STAMP) ## Put the code into the house format, with the fixes that 
 	$(BIN)/ruff format .
 
 clean: ## Remove the environment, caches and builds; runs/ stays
-	rm -rf $(VENV) build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(TRITON_VENV) build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find src tests benchmarks examples -type d -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 $(RUN_STAMP): pyproject.toml constraints.txt
@@ -60,3 +69,11 @@ $(DEV_STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP_INSTALL) -e '.[dev]'
 	@touch $@ $(RUN_STAMP)
+
+# A CUDA build of torch brings a Triton of its own, which then is the one to test.
+$(TRITON_STAMP): pyproject.toml constraints.txt constraints-triton.txt
+	@echo "Installing adntn[test] and Triton into $(TRITON_VENV)"
+	@$(PYTHON) -m venv $(TRITON_VENV)
+	@$(TRITON_INSTALL) -e '.[test]'
+	@$(TRITON_VENV)/bin/python -c 'import triton' 2>/dev/null || $(TRITON_INSTALL) -c constraints-triton.txt triton
+	@touch $@

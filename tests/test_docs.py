@@ -67,6 +67,11 @@ def test_the_adjoint_page_shows_the_benchmarks_table_and_its_code_runs() -> None
     exec(compile(code, "adjoint.md", "exec"), {})
 
 
+def test_the_gpu_page_shows_the_benchmarks_table() -> None:
+    page = (ROOT / "docs" / "gpu.md").read_text()
+    assert between(page, "tiles") == runpy.run_path(str(ROOT / "benchmarks" / "tiles.py"))["table"]()
+
+
 def test_readme_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)

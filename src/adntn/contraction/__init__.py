@@ -12,10 +12,11 @@ from adntn.contraction.readout import apply
 from adntn.contraction.run import Activate, Contraction, Factors, apply_at, in_digit_order
 from adntn.contraction.segments import Cores, kron
 from adntn.contraction.sides import Side
-from adntn.contraction.steps import Plan, Segment
+from adntn.contraction.steps import Axes, Plan, Segment
 
 __all__ = [
     "Activate",
+    "Axes",
     "Contraction",
     "Cores",
     "Factors",

@@ -6,6 +6,7 @@ and :mod:`.sides` those between a cut and an axis, on the states of a layer that
 
 from __future__ import annotations
 
+from adntn.contraction.forest import Forest
 from adntn.contraction.plan import Readout, Split, plan_level, plan_readout, plan_split
 from adntn.contraction.readout import apply
 from adntn.contraction.run import Activate, Contraction, Factors, apply_at, in_digit_order
@@ -18,6 +19,7 @@ __all__ = [
     "Contraction",
     "Cores",
     "Factors",
+    "Forest",
     "Plan",
     "Readout",
     "Segment",

@@ -55,13 +55,10 @@ def loop(gen: adntn.Generator) -> Tensor:
     """Return the weight by one einsum a core, on a state of as many entries as the level has."""
     blueprint, state = gen.blueprint, gen.root.flatten()
     for level in blueprint.levels:
-        left, right = 1, state.numel()
-        for parent, core in enumerate(level.cores):
-            right //= level.sizes_in[parent]
+        for core in level.cores:  # each takes the first mode and puts what it makes of it behind the last
             assert core is not None
             matrix = gen.get_core(core.stack)[core.place]
-            state = torch.einsum("lpr,pc->lcr", state.view(left, -1, right), matrix)
-            left *= matrix.shape[1]
+            state = torch.einsum("pr,pc->rc", state.reshape(len(matrix), -1), matrix)
         for mixer, gates in zip(level.mixers, level.gates, strict=True):
             for number, core in enumerate(gates):
                 left = math.prod(level.sizes_out[: mixer.first + 2 * number])

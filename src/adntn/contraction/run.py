@@ -132,7 +132,7 @@ class Contraction:
         cores = self.cores(parameters, self.blueprint.levels[number - 1])
         for plan in self.hidden_plans[number - 1]:
             state = run(plan, cores, state)
-        return state.reshape(len(state), -1)
+        return state if state.ndim == 2 else state.reshape(len(state), -1)
 
     def hidden(self, parameters: Cores, activate: Activate) -> Tensor:
         """Return the state before the readout, shape ``(trees, bond_dim**H)``.

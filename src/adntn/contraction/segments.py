@@ -52,7 +52,7 @@ def act(step: Step, matrix: Tensor | None, state: Tensor) -> Tensor:
             state = torch.bmm(matrix.mT, shaped(state, groups, size_in, right))
         elif groups == 1:
             made = torch.bmm(matrix.mT.expand(left, -1, -1), state.reshape(left, size_in, right))
-            state = made.reshape(1, left, -1, right)
+            state = made.reshape(1, -1)
         else:
             state = matrix.mT.unsqueeze(1) @ shaped(state, groups, left, size_in, right)
     if step.arranged is not None:
@@ -140,9 +140,9 @@ def segment_matrices(plan: Plan, cores: Cores, like: Tensor) -> list[Tensor | No
     made: dict[int, Tensor] = {}
     for piece, numbers in plan.alike:
         stack = runs[piece.name, piece.start]
-        stack = stack.mT if piece.kind == "mix" else stack
         groups, _, rows, columns = stack.shape
         whole = kron_stack(stack.reshape(groups * len(numbers), piece.count, rows, columns))
+        whole = whole.mT if piece.kind == "mix" else whole
         apart = whole.reshape(groups, len(numbers), *whole.shape[1:]).unbind(1)
         made.update(zip(numbers, apart, strict=True))
     return [
@@ -204,7 +204,8 @@ def piece_matrix(piece: Piece, cores: Cores, like: Tensor, runs: Runs | None = N
         stack = cores[piece.name][:, piece.start : piece.start + piece.count]
     else:
         stack = runs[piece.name, piece.start]
-    return kron_stack(stack.mT if piece.kind == "mix" else stack)
+    whole = kron_stack(stack)
+    return whole.mT if piece.kind == "mix" else whole
 
 
 def kron_stack(stack: Tensor) -> Tensor:  # shape: (groups, n, a, b) -> (groups, a**n, b**n)

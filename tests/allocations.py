@@ -18,21 +18,22 @@ class Allocations(TorchDispatchMode):
     Attributes:
         largest: bytes.
         by: the operation.
-        operations: names of all that ran.
+        made: every operation that ran, with the shape of what it returned first.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.largest = 0
         self.by = ""
-        self.operations: list[str] = []
+        self.made: list[tuple[str, tuple[int, ...]]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         given = {_memory(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-        self.operations.append(str(func))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and _memory(tensor) not in given:
+        returned = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
+        self.made.append((str(func), tuple(returned[0].shape) if returned else ()))
+        for tensor in returned:
+            if _memory(tensor) not in given:
                 size = tensor.untyped_storage().nbytes()
                 if size > self.largest:
                     self.largest, self.by = size, f"{func} to {tuple(tensor.shape)}"

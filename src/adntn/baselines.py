@@ -230,7 +230,8 @@ def _chain(cores: list[Tensor]) -> Tensor:  # shapes: (groups, left, size, right
 def _through(state: Tensor, row: Tensor, cores: list[Tensor]) -> Tensor:  # shape: (n, 1, left) -> (n, 1, right)
     """Take each state on through neighbouring cores, at the row of (group, index on their modes) that is its own."""
     joined = _chain(cores).transpose(1, 2)  # shape: (groups, size, left, right)
-    return state @ F.embedding(row, joined.flatten(2).flatten(0, 1)).unflatten(1, joined.shape[2:])
+    own = F.embedding(row, joined.flatten(2).flatten(0, 1))
+    return state @ own.view(len(row), *joined.shape[2:])
 
 
 class Subspace(Baseline):
@@ -267,7 +268,7 @@ class Frozen(Baseline):
 
     @staticmethod
     def _uniform(scale: Tensor, hashed: Tensor) -> Tensor:
-        uniform: Tensor = hashed.to(scale.dtype) / (1 << 31) - 1.0
+        uniform = hashed.to(scale.dtype) / (1 << 31) - 1.0
         return scale * math.sqrt(3.0) * uniform
 
     def draw(self, shape: tuple[int, ...]) -> Tensor:

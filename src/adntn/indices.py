@@ -11,7 +11,7 @@ from torch import Tensor
 
 from adntn.errors import EntryIndexError, ShapeError
 
-__all__ = ["Index", "entries_of_rows", "entry_index", "ravel", "row_index"]
+__all__ = ["Index", "can_be_read", "entries_of_rows", "entry_index", "ravel", "row_index"]
 
 #: One column an axis of the weight, or one tensor or number an axis.
 Index = Tensor | Sequence[Tensor | int]
@@ -95,23 +95,23 @@ def _whole(index: Tensor) -> Tensor:
 
 def _in_range(index: Tensor, size: int, axis: int) -> Tensor:
     index = _whole(index)
-    if _can_be_read(index) and index.numel():
+    if can_be_read(index) and index.numel():
         least, most = (int(end) for end in index.aminmax())
         if least < -size or most >= size:
             wrong = least if least < -size else most
             raise EntryIndexError(f"index {wrong} is out of range for axis {axis} of the weight, of size {size}.")
     index = torch.where(index < 0, index + size, index)
-    if _can_be_read(index) or index.is_meta:
+    if can_be_read(index) or index.is_meta:
         return index
     # A lookup, so that torch itself refuses there what is out of range, instead of another entry coming of it.
     return F.embedding(index, torch.arange(size, device=index.device).unsqueeze(1)).squeeze(-1)
 
 
-def _can_be_read(index: Tensor) -> bool:
-    """Return whether to look at the numbers costs nothing and is possible: not while they are traced, nor on a GPU."""
+def can_be_read(tensor: Tensor) -> bool:
+    """Return whether to look at a tensor's numbers is possible and costs little: not while traced, nor on a GPU."""
     return (
         not torch.compiler.is_compiling()
-        and type(index) is Tensor
-        and index.device.type == "cpu"
-        and not torch._C._functorch.is_functorch_wrapped_tensor(index)
+        and type(tensor) in (Tensor, torch.nn.Parameter)
+        and tensor.device.type == "cpu"
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
     )

@@ -3,26 +3,26 @@
     OMP_NUM_THREADS=1 python benchmarks/reuse.py
 
 Writes medians of reuse over plain (below 1 is faster) to results/reuse.json: with each kind of reuse taken whatever it
-costs, and with the choice by a sample, which includes the time to look.
+costs, and with the choice by a sample, which includes the time to look. Times are those of the one thread itself.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
 
 from adntn.checkpoint import writing
 from adntn.execution import reuse
-from adntn.report.summary import markdown
 
 RESULTS = Path(__file__).parent / "results" / "reuse.json"
 SIZES, COLUMNS = (16, 64, 256, 1024, 4096), (8, 16, 32, 64, 128)
@@ -55,34 +55,39 @@ INPUTS: dict[str, Callable[[int], Tensor]] = {
 }
 
 
-def seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
+def seconds(work: Callable[[], object], x: Tensor) -> float:
+    x.sum()  # as if it had just been made: in the caches as far as it goes into them, whatever ran before
+    # The thread's own time: what else the machine does meanwhile is left out.
+    start = time.thread_time()
     work()
-    return time.perf_counter() - start
+    return time.thread_time() - start
+
+
+@contextlib.contextmanager
+def decided(kind: str | None) -> Iterator[None]:
+    """Take this kind of reuse whatever it costs; None for the choice by a sample."""
+    before = reuse.decide
+    if kind is not None:
+        reuse.decide = lambda *_, **__: kind
+    try:
+        yield
+    finally:
+        reuse.decide = before
 
 
 def compare(x: Tensor, columns: int) -> dict[str, Any]:
     """Return the times of each kind over the plain one, in turns after a warm-up."""
-    matrix, rows = torch.randn(x.shape[1], columns), {}
-
-    def forced(kind: str) -> Callable[[], object]:
-        def work() -> object:
-            with mock.patch.object(reuse, "decide", return_value=kind):
-                return reuse.first_stage(x, matrix, "on")
-
-        return work
-
-    ways: dict[str, Callable[[], object]] = {
-        "plain": lambda: reuse.first_stage(x, matrix, "off"),
-        "zeros": forced("zeros"),
-        "distinct": forced("distinct"),
-        "auto": lambda: reuse.first_stage(x, matrix),
-    }
-    # In another order each round: what ran just before leaves its traces in the caches.
-    shuffled = random.Random(0)
-    turns = [shuffled.sample(list(ways), len(ways)) for _ in range(ROUNDS + 3)]
+    matrix = torch.randn(x.shape[1], columns)
+    ways = {"plain": "off", "zeros": "on", "distinct": "on", "auto": "auto"}
+    times = []
     with torch.no_grad():
-        times = [{name: seconds(ways[name]) for name in turn} for turn in turns][3:]
+        for _ in range(ROUNDS + 3):
+            times.append({})
+            for name in random.sample(list(ways), len(ways)):
+                with decided(name if ways[name] == "on" else None):
+                    times[-1][name] = seconds(partial(reuse.first_stage, x, matrix, ways[name]), x)
+    times = times[3:]
+    rows = {}
     for name in ("zeros", "distinct", "auto"):
         ratios = sorted(each[name] / each["plain"] for each in times)
         rows[name] = {"ratio": statistics.median(ratios), "least": ratios[0], "most": ratios[-1]}
@@ -90,21 +95,9 @@ def compare(x: Tensor, columns: int) -> dict[str, Any]:
     return {"plain_ms": milliseconds, "chosen": reuse.decide(x, columns), **rows}
 
 
-def table(columns: int = 64) -> str:
-    """The committed ratios for one width of the matrix: the better kind of reuse, and the choice."""
-    rows = json.loads(RESULTS.read_text())["rows"]
-    lines = []
-    for name in INPUTS:
-        line = [name]
-        for size in SIZES:
-            (row,) = [r for r in rows if (r["input"], r["n"], r["k"]) == (name, size, columns)]
-            best = min(("zeros", "distinct"), key=lambda kind: row[kind]["ratio"])
-            line.append(f"{row[best]['ratio']:.2f} {best} / {row['auto']['ratio']:.2f} {row['chosen']}")
-        lines.append(line)
-    return markdown([f"input, k = {columns}", *(f"n = {size}" for size in SIZES)], lines)
-
-
 def main() -> None:
+    torch.set_num_threads(1)
+    random.seed(0)
     rows = []
     for name, make in INPUTS.items():
         for size in SIZES:

@@ -352,7 +352,7 @@ class GeneratorModule(nn.Module):
             >>> gen.entries((torch.arange(3), -1)).shape  # as gen()[torch.arange(3), -1]
             torch.Size([3])
         """
-        return self._entries(entry_index(index, self.shape))
+        return self._entries(entry_index(index, self.shape).to(self.device))
 
     def rows_at(self, index: Tensor | int) -> Tensor:
         """Return rows of the weight, made without the rest of it.
@@ -371,7 +371,7 @@ class GeneratorModule(nn.Module):
             >>> gen.rows_at(torch.tensor([0, -1])).shape
             torch.Size([2, 1024])
         """
-        return self._rows_at(row_index(index, self.shape[0]))
+        return self._rows_at(row_index(index, self.shape[0]).to(self.device))
 
     def _entries(self, index: Tensor) -> Tensor:  # shape: (*n, dims) -> (*n)
         if not index.numel():  # of no entries there are no shapes to be told

@@ -195,6 +195,7 @@ def test_on_the_meta_device_there_are_shapes(case: Case) -> None:
     index = torch.zeros(2, 3, len(gen.shape), dtype=torch.int64, device="meta")
     assert gen.entries(index).shape == (2, 3)
     assert gen.rows_at(index[..., 0]).shape == (2, 3, *gen.shape[1:])
+    assert gen.entries((0,) * len(gen.shape)).is_meta  # numbers come to the parameters' device
 
 
 def test_any_form_of_index_a_second_call_and_nothing_at_all() -> None:

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 DEMO = DOCS / "results" / "demo"
 SCRIPTS: dict[str, dict[str, Any]] = {
-    name: runpy.run_path(str(DOCS / "scripts" / f"{name}.py")) for name in ("tables", "pages", "hooks")
+    name: runpy.run_path(str(DOCS / "scripts" / f"{name}.py")) for name in ("tables", "pages", "pictures", "hooks")
 }
 TABLES, PAGES = SCRIPTS["tables"]["TABLES"], SCRIPTS["pages"]["PAGES"]
 
@@ -117,6 +117,12 @@ def test_tables_are_what_the_library_says(name: str) -> None:
         assert_alike(shown, TABLES[name](), rel=0.1, abs=0.15)
     else:
         assert shown == TABLES[name]()
+
+
+@pytest.mark.parametrize("name", SCRIPTS["pictures"]["PICTURES"])
+def test_pictures_are_drawn_from_the_plans(name: str) -> None:
+    """If this fails after a change that is meant: python docs/scripts/pictures.py."""
+    assert (DOCS / "assets" / name).read_text() == SCRIPTS["pictures"]["PICTURES"][name]()
 
 
 @pytest.mark.usefixtures("own_registry")

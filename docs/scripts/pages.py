@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 DOCS = Path(__file__).parents[1]
-PAGES = (DOCS / "choosing.md", DOCS / "how-it-runs.md", *sorted((DOCS / "tutorials").glob("*.md")))
+PAGES = (DOCS / "choosing.md", DOCS / "how-it-runs.md", DOCS / "split.md", *sorted((DOCS / "tutorials").glob("*.md")))
 
 #: A block of code, and the block of output below it if there is one.
 BLOCK = re.compile(r"```python\n(?P<code>.*?)```\n(?P<shown>\n```text\n(?P<output>.*?)```\n)?", re.DOTALL)

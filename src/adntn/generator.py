@@ -17,7 +17,7 @@ from adntn.adjoint import function as adjoint_function
 from adntn.adjoint.equations import nonlinearity
 from adntn.adjoint.reverse import Made, Reverse, full_precision
 from adntn.baselines import Network, draw_network, network
-from adntn.contraction import Contraction, Factors, Side, entries, rows, rows_from_factors
+from adntn.contraction import Contraction, Factors, Forest, Side, entries, rows, rows_from_factors
 from adntn.errors import ConfigError, check_choice
 from adntn.indices import Index, entry_index, row_index
 from adntn.memory import can_write, check_memory, check_out
@@ -415,7 +415,7 @@ class GeneratorModule(nn.Module):
         return tuple(tensor.to(self.dtype) for tensor in made)
 
     @property
-    def sides(self) -> tuple[Side, Side] | None:
+    def sides(self) -> tuple[Side, Side] | tuple[Forest, Forest] | None:
         """A and B as they are applied in stages; None where they are applied whole."""
         is_tree = isinstance(self._network, Contraction) and self._backward != "adjoint"
         return cast(Contraction, self._network).sides if is_tree else None

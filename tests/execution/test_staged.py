@@ -60,6 +60,10 @@ LINEAR = [
     (1024, 1024, {"topology": "mera", "gate": True, "norm": "rms"}),
     (1024, 1024, {"topology": "attn", "boundary_layers": 2}),
     (1024, 2048, {"topology": "ttn", "order": "block_paired"}),
+    (2048, 1500, {"groups": 2}),
+    (1000, 2048, {"groups": 8, "topology": "mera"}),
+    (1024, 1024, {"terms": 2}),
+    (2000, 1000, {"groups": 2, "terms": 3, "topology": "attn"}),
 ]
 
 
@@ -69,18 +73,20 @@ def test_a_linear_layer(out: int, inner: int, options: dict[str, Any], bias: boo
     config = GeneratorConfig(**options)
     layer = Linear(inner, out, bias, config, execution="factored", dtype=torch.float64)
     assert max(stages(layer)) == 2
-    check(layer, lambda x: F.linear(x, layer.weight, layer.bias), draw(2, 3, inner))
+    for rows in ((2, 3), (40,)):
+        check(layer, lambda x: F.linear(x, layer.weight, layer.bias), draw(*rows, inner))
 
 
+@pytest.mark.parametrize("trees", [{}, {"groups": 2}, {"terms": 2}], ids=str)
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 @pytest.mark.parametrize("transposed", [False, True], ids=["conv", "transposed"])
-def test_a_convolution(topology: str, transposed: bool) -> None:
+def test_a_convolution(topology: str, transposed: bool, trees: dict[str, int]) -> None:
     kind = ConvTranspose2d if transposed else Conv2d
-    config = GeneratorConfig(topology=topology)
+    config = GeneratorConfig(topology=topology, **trees)
     layer = kind(500, 512, 3, 2, 1, config=config, execution="factored", dtype=torch.float64)
-    assert layer._staged_map(draw(4, 500, 5, 6)) is not None
+    assert trees or layer._staged_map(draw(3, 500, 5, 6)) is not None
     run = F.conv_transpose2d if transposed else F.conv2d
-    check(layer, lambda x: run(x, layer.weight, layer.bias, 2, 1), draw(4, 500, 5, 6))
+    check(layer, lambda x: run(x, layer.weight, layer.bias, 2, 1), draw(3, 500, 5, 6))
 
 
 @pytest.mark.parametrize("dims", [1, 3])
@@ -161,7 +167,7 @@ def test_few_rows_run_through_small_kept_factors() -> None:
 
 
 def test_without_stages() -> None:
-    for options in ({"groups": 2}, {"terms": 2}, {"order": "paired"}, {"topology": "lowrank"}):
+    for options in ({"order": "paired"}, {"topology": "lowrank"}, {"topology": "tt"}):
         assert Linear(1024, 1024, config=GeneratorConfig(**options)).sides is None
     layer = Linear(1024, 1024)
     layer.backward = "adjoint"

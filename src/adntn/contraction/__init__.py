@@ -7,6 +7,7 @@ states of a layer that runs.
 
 from __future__ import annotations
 
+from adntn.contraction.forest import Forest
 from adntn.contraction.on_demand import entries, read_at, rows, rows_from_factors
 from adntn.contraction.plan import Readout, Split, plan_level, plan_readout, plan_split
 from adntn.contraction.readout import apply
@@ -20,6 +21,7 @@ __all__ = [
     "Contraction",
     "Cores",
     "Factors",
+    "Forest",
     "Plan",
     "Readout",
     "Segment",

@@ -10,16 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from adntn.contraction.forest import Forest
 from adntn.contraction.plan import plan_level, plan_readout, plan_split, plan_walk
 from adntn.contraction.readout import apply, finished, run, summed, unfinished, write
-from adntn.contraction.segments import (
-    Cores,
-    act_at,
-    cropped,
-    digits,
-    segment_matrix,
-    table,
-)
+from adntn.contraction.segments import Cores, act_at, cropped, digits, segment_matrix, table
 from adntn.contraction.sides import Side
 from adntn.contraction.steps import Plan, Walk
 from adntn.levels import Level
@@ -90,21 +84,25 @@ class Contraction:
         outer, inner = self.split.ranks
         return self.blueprint.config.terms * outer, self.blueprint.config.terms * inner
 
-    def _sides(self) -> tuple[Side, Side] | None:
-        """Return A and B as they are applied in stages; None with several trees, or with digits out of order."""
-        digits = self.blueprint.tensorization.digit_permutation
-        if self.split is None or self.blueprint.config.trees > 1 or digits(OUT) is not None or digits(IN) is not None:
+    def _sides(self) -> tuple[Side, Side] | tuple[Forest, Forest] | None:
+        """Return A and B as they are applied in stages; None with digits out of order."""
+        config, digits = self.blueprint.config, self.blueprint.tensorization.digit_permutation
+        if self.split is None or digits(OUT) is not None or digits(IN) is not None:
             return None
         plans = self.split.staged_outer, self.split.staged_inner
         outer, inner = (Side(plan) if plan.segments else None for plan in plans)  # an axis of size 1 has none
-        return None if outer is None or inner is None else (outer, inner)
+        if outer is None or inner is None:
+            return None
+        if config.trees == 1:
+            return outer, inner
+        return Forest(outer, config.groups, config.terms), Forest(inner, 1, config.trees)
 
     def staged(self, parameters: Cores, hidden: Tensor) -> tuple[Tensor, ...]:
-        """Return the matrices of A's stages, C of shape ``(r, r', *kernel)``, and the matrices of B's stages."""
+        """Return the matrices of A's stages, C of shape ``(trees * r, r', *kernel)``, and those of B's stages."""
         assert self.sides is not None
         cores = self.cores(parameters, self.blueprint.levels[-1])
         outer, inner = (side.matrices(cores, hidden) for side in self.sides)
-        return (*outer, self.centre(parameters, hidden)[0], *inner)
+        return (*outer, self.centres(cores, hidden).flatten(0, 1), *inner)
 
     def cores(self, parameters: Cores, level: Level) -> Cores:
         """Return the level's stacks, each ``(trees, count, rows, columns)``, gates on disentanglers applied.
@@ -235,19 +233,23 @@ class Contraction:
 
     def centre(self, parameters: Cores, hidden: Tensor) -> Tensor:
         """Return C, shape ``(groups, r, r', *kernel)``, of a hidden state."""
-        assert self.split is not None
-        cores = self.cores(parameters, self.blueprint.levels[-1])
-        tensorization, terms = self.blueprint.tensorization, self.blueprint.config.terms
-        centre = apply(self.split.centre, cores, hidden.unsqueeze(1)).squeeze(1)
-        if len(tensorization.axes) > KERNEL:
-            centre = in_digit_order(centre, tensorization, [KERNEL], first_dim=3)
-        centre = centre.reshape(*centre.shape[:3], *self.blueprint.shape[2:])
+        terms = self.blueprint.config.terms
+        centre = self.centres(self.cores(parameters, self.blueprint.levels[-1]), hidden)
         if terms == 1:
             return centre
         centre = centre.unflatten(0, (-1, terms))
         diagonal = torch.eye(terms, dtype=centre.dtype, device=centre.device)
         blocks: Tensor = diagonal.view(1, terms, 1, terms, 1, *(1,) * (centre.ndim - 4)) * centre.unsqueeze(3)
         return blocks.flatten(3, 4).flatten(1, 2)
+
+    def centres(self, cores: Cores, hidden: Tensor) -> Tensor:
+        """Return the C of each tree, shape ``(trees, r, r', *kernel)``; the cores are the last level's."""
+        assert self.split is not None
+        tensorization = self.blueprint.tensorization
+        centre = apply(self.split.centre, cores, hidden.unsqueeze(1)).squeeze(1)
+        if len(tensorization.axes) > KERNEL:
+            centre = in_digit_order(centre, tensorization, [KERNEL], first_dim=3)
+        return centre.reshape(*centre.shape[:3], *self.blueprint.shape[2:])
 
     def rank_bound(self) -> int:
         """Return the greatest rank of the weight as the matrix (out, in * kernel); see :meth:`Generator.rank_bound`."""

@@ -17,11 +17,13 @@ from torch import Tensor
 from adntn.contraction.segments import Cores, segment_matrices
 from adntn.contraction.steps import Plan
 
-__all__ = ["Side"]
+__all__ = ["Side", "multiply"]
 
 
 class Side:
     """One side of a tree's split, or some of its rows.
+
+    Several trees, of a generator's groups and terms, are :class:`adntn.contraction.forest.Forest` 's.
 
     Args:
         plan: the circuit from the cut to the axis, one segment a stage.
@@ -76,18 +78,23 @@ class Side:
         return (*before, last[slice(*self._chosen)])
 
     def matrices(self, cores: Cores, like: Tensor) -> tuple[Tensor, ...]:
-        """Return the matrix of each stage, shape ``(rows, columns)``, for all rows of the axis.
+        """Return the matrix of each stage for all rows of the axis.
 
         Args:
-            cores: of the last level; of one tree.
-            like: of the dtype and on the device of the cores; its first dimension is 1.
+            cores: of the last level.
+            like: of the dtype and on the device of the cores; its first dimension is the trees.
+
+        Returns:
+            Shape ``(trees, rows, columns)`` each, without the first dimension where there is one tree.
         """
         made = segment_matrices(self.plan, cores, like)
         sizes = (step.size_out for step in self.steps)
-        return tuple(
-            torch.eye(size, dtype=like.dtype, device=like.device) if matrix is None else matrix[0].mT
+        matrices = (
+            torch.eye(size, dtype=like.dtype, device=like.device) if matrix is None else matrix.mT
             for matrix, size in zip(made, sizes, strict=True)
         )
+        trees = len(like)
+        return tuple(m.expand(trees, -1, -1) if trees > 1 else m.squeeze(0) if m.ndim == 3 else m for m in matrices)
 
     def expand(
         self,
@@ -100,14 +107,14 @@ class Side:
         """Return A applied to each row of a state, ``y[b, :, k] = A h[b, :, k] + bias``."""
         *before, last = zip(self.chosen(matrices), self.stages, strict=True)
         for matrix, (left, _, columns, done) in before:
-            state = _multiply(matrix, state, batch * left, columns, done * right)
+            state = multiply(matrix, state, batch * left, columns, done * right)
         matrix, (_, rows, columns, done) = last
         if self.made == self.size:
             if bias is not None and done * right > 1:
                 bias = bias.view(rows, done)
                 bias = bias if right == 1 else bias.unsqueeze(2).expand(-1, -1, right).flatten(1)
-            return _multiply(matrix, state, batch, columns, done * right, bias)
-        y = _multiply(matrix, state, batch, columns, done * right).view(batch, self.made, right)
+            return multiply(matrix, state, batch, columns, done * right, bias)
+        y = multiply(matrix, state, batch, columns, done * right).view(batch, self.made, right)
         y = y.narrow(1, 0, self.size)
         return y.contiguous() if bias is None else y + bias.to(y.dtype).unsqueeze(1)
 
@@ -122,11 +129,11 @@ class Side:
         if self.made != self.size:
             state = F.pad(state.view(batch, self.size, right), (0, 0, 0, self.made - self.size))
         for matrix, (left, rows, _, done) in zip(reversed(self.chosen(matrices)), reversed(self.stages), strict=True):
-            state = _multiply(matrix.mT, state, batch * left, rows, done * right)
+            state = multiply(matrix.mT, state, batch * left, rows, done * right)
         return state
 
 
-def _multiply(
+def multiply(
     matrix: Tensor,  # shape: (rows, k)
     state: Tensor,  # shape: (batch, k, n) entries, contiguous
     batch: int,

@@ -10,10 +10,11 @@ import math
 from dataclasses import dataclass
 from typing import Self
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adntn.contraction import Side
+from adntn.contraction import Forest, Side
 from adntn.errors import ShapeError
 from adntn.execution.factored import CONV, CONV_TRANSPOSE
 
@@ -35,12 +36,17 @@ class Staged:
     Attributes:
         outer: A.
         inner: B.
-        matrices: of A's stages, C of shape ``(r, r', *kernel)``, and of B's stages.
+        matrices: of A's stages, C of shape ``(trees * r, r', *kernel)``, and of B's stages.
     """
 
-    outer: Side
-    inner: Side
+    outer: Side | Forest
+    inner: Side | Forest
     matrices: tuple[Tensor, ...]
+
+    @property
+    def trees(self) -> int:
+        """How many trees there are, each with its own C."""
+        return self.inner.rank // self.centre.shape[1]
 
     @property
     def is_staged(self) -> bool:
@@ -49,7 +55,7 @@ class Staged:
 
     @property
     def centre(self) -> Tensor:
-        """C, shape ``(r, r', *kernel)``."""
+        """C, shape ``(trees * r, r', *kernel)``."""
         return self.matrices[len(self.outer.stages)]
 
     def rows(self, start: int, stop: int) -> Self | None:
@@ -57,7 +63,7 @@ class Staged:
         outer = self.outer.cut(start, stop)
         return None if outer is None else type(self)(outer, self.inner, self.matrices)
 
-    def _of(self, side: Side) -> tuple[Tensor, ...]:
+    def _of(self, side: Side | Forest) -> tuple[Tensor, ...]:
         count = len(self.outer.stages)
         return self.matrices[:count] if side is self.outer else self.matrices[count + 1 :]
 
@@ -69,7 +75,11 @@ class Staged:
         batch = x.shape[:-1]
         rows = math.prod(batch)
         hidden = self.inner.contract(self._of(self.inner), x.contiguous(), rows, 1)
-        hidden = F.linear(hidden.view(rows, self.inner.rank), self.centre)
+        if self.trees == 1:
+            hidden = F.linear(hidden.view(rows, self.inner.rank), self.centre)
+        else:
+            each = hidden.view(rows, self.trees, -1).transpose(0, 1)
+            hidden = torch.bmm(each, self.centre.unflatten(0, (self.trees, -1)).mT).transpose(0, 1).contiguous()
         return self.outer.expand(self._of(self.outer), hidden, rows, 1, bias).view(*batch, self.outer.size)
 
     def conv(
@@ -82,7 +92,7 @@ class Staged:
     ) -> Tensor:  # shape: (batch, out, *size')
         """Return the convolution as 1x1, kernel, 1x1."""
         hidden = self._first(self.inner, x)
-        hidden = CONV[x.ndim - 2](hidden, self.centre, None, stride, padding, dilation)
+        hidden = CONV[x.ndim - 2](hidden, self.centre, None, stride, padding, dilation, self.trees)
         return self._last(self.outer, hidden, bias)
 
     def conv_transpose(
@@ -94,18 +104,18 @@ class Staged:
         output_padding: tuple[int, ...],
         dilation: tuple[int, ...],
     ) -> Tensor:  # shape: (batch, out, *size')
-        """Return the transposed convolution with the weight ``(in, out, *kernel)`` as 1x1, kernel, 1x1."""
+        """Return the transposed convolution with one tree's weight ``(in, out, *kernel)`` as 1x1, kernel, 1x1."""
         hidden = self._first(self.outer, x)
         hidden = CONV_TRANSPOSE[x.ndim - 2](hidden, self.centre, None, stride, padding, output_padding, 1, dilation)
         return self._last(self.inner, hidden, bias)
 
-    def _first(self, side: Side, x: Tensor) -> Tensor:
+    def _first(self, side: Side | Forest, x: Tensor) -> Tensor:
         batch, channels, *size = x.shape
         if channels != side.size:
             raise ShapeError(f"an input of shape {tuple(x.shape)} has {channels} channels; expected are {side.size}.")
         return side.contract(self._of(side), x, batch, math.prod(size)).view(batch, side.rank, *size)
 
-    def _last(self, side: Side, hidden: Tensor, bias: Tensor | None) -> Tensor:
+    def _last(self, side: Side | Forest, hidden: Tensor, bias: Tensor | None) -> Tensor:
         batch, _, *size = hidden.shape
         # A kernel of torch's may have chosen another memory format than that of its input.
         y = side.expand(self._of(side), hidden.contiguous(), batch, math.prod(size), bias)

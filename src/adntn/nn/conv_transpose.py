@@ -66,7 +66,7 @@ class _ConvTranspose(ConvolutionLayer, _ConvTransposeNd):  # type: ignore[overri
         extra = self._output_padding(input, output_size, stride, padding, kernel, len(kernel), dilation)
         options = (self.bias, self.stride, self.padding, tuple(extra))
         staged = self._staged_map(input)
-        if staged is not None:
+        if staged is not None and staged.trees == 1:
             return staged.conv_transpose(input, *options, self.dilation)
         return factored.conv_transpose(input, self._factors(), *options, self.groups, self.dilation)
 

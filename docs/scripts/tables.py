@@ -20,6 +20,7 @@ from adntn.execution.plan import choose, multiply_adds
 
 DOCS = Path(__file__).parents[1]
 TIMES = DOCS.parent / "benchmarks" / "results" / "layers.json"
+REUSE = DOCS.parent / "benchmarks" / "results" / "reuse.json"
 LINEAR, CONV = (4096, 4096), (512, 512, 3, 3)
 START, SEEDS = (256, 256), range(5)
 
@@ -117,6 +118,17 @@ def times() -> str:
     return markdown(["layer", "batch", "runs", "inference, cached", "forward and backward"], rows)
 
 
+def reuse() -> str:
+    """Reuse over the plain first stage, from the committed benchmark."""
+    measured = json.loads(REUSE.read_text())["rows"]
+    rows: dict[tuple[str, int], list[str]] = {}
+    for row in measured:
+        if row["k"] in (16, 64, 128) and row["n"] in (64, 256, 1024):
+            ratios = [f"{row[kind]['ratio']:.2f}" for kind in ("zeros", "distinct", "auto")]
+            rows.setdefault((row["input"], row["k"]), [row["input"], str(row["k"])]).append(" / ".join(ratios))
+    return markdown(["input", "k", *(f"n = {n}" for n in (64, 256, 1024))], rows.values())
+
+
 def memory(batch: int = 128) -> str:
     """Numbers that training a 4096×4096 layer with AdamW holds, beside its input."""
     rows = []
@@ -166,6 +178,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "latent": lambda: costs(number("latent_order", (1, 3, 5, 8, 12))),
     "starts": starts,
     "times": times,
+    "reuse": reuse,
     "memory": memory,
 }
 

@@ -19,6 +19,7 @@ from adntn.errors import (
     CheckpointError,
     CompressionError,
     ConfigError,
+    EntryIndexError,
     GeneratorTooLargeError,
     ShapeError,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "CompressionReport",
     "ConfigError",
     "CutRank",
+    "EntryIndexError",
     "FitOptions",
     "FitReport",
     "Generator",

@@ -12,9 +12,11 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from adntn.contraction import Activate, Contraction, Cores, Factors
+from adntn.contraction import Activate, Contraction, Cores, Factors, rows_from_factors
+from adntn.indices import entries_of_rows, ravel
 from adntn.initialize import calibration, default_std, initial_values
 from adntn.tensorize import IN, KERNEL, OUT
 from adntn.topology import BASELINES, Blueprint
@@ -47,6 +49,15 @@ class Baseline(ABC):
     def factors(self, parameters: Cores) -> Factors | None:
         """Return A, C, B with W = A C B^T in every group, or None."""
         return None
+
+    @abstractmethod
+    def entries(self, parameters: Cores, index: Tensor) -> Tensor:
+        """Return entries of the weight, shape ``(n,)``, at an index of shape ``(n, dims)``, and make no other."""
+
+    def rows(self, parameters: Cores, index: Tensor) -> Tensor:
+        """Return rows of the weight, shape ``(n, in, *kernel)``, at an index of shape ``(n,)``, and make no other."""
+        shape = self.blueprint.shape
+        return self.entries(parameters, entries_of_rows(index, shape)).reshape(len(index), *shape[1:])
 
     def rank_bound(self) -> int:
         """Return the greatest rank of the weight as the matrix (out, in * kernel)."""
@@ -81,6 +92,21 @@ class LowRank(Baseline):
 
     def weight(self, parameters: Cores) -> Tensor:
         return (parameters["left"] @ parameters["right"].mT).reshape(self.blueprint.shape)
+
+    def entries(self, parameters: Cores, index: Tensor) -> Tensor:
+        shape, rows = self.blueprint.shape, self.blueprint.shape[0] // self.blueprint.config.groups
+        out, *others = index.unbind(1)
+        group = out.div(rows, rounding_mode="floor")
+        left = F.embedding(out, parameters["left"].flatten(0, 1))
+        column = group * math.prod(shape[1:]) + ravel(others, shape[1:])
+        return (left * F.embedding(column, parameters["right"].flatten(0, 1))).sum(1)
+
+    def rows(self, parameters: Cores, index: Tensor) -> Tensor:
+        group = index.div(self.blueprint.shape[0] // self.blueprint.config.groups, rounding_mode="floor")
+        left, right = parameters["left"], parameters["right"]
+        rank = torch.eye(left.shape[2], dtype=left.dtype, device=left.device).expand(len(left), -1, -1)
+        made = rows_from_factors(F.embedding(index, left.flatten(0, 1)), group, rank, right)
+        return made.reshape(len(index), *self.blueprint.shape[1:])
 
     def factors(self, parameters: Cores) -> Factors:
         left, right = parameters["left"], parameters["right"]
@@ -141,6 +167,30 @@ class TensorTrain(Baseline):
         whole = _chain([self._axis(parameters, axis) for axis in range(len(t.axes))])
         return whole.reshape(self.blueprint.shape)
 
+    def entries(self, parameters: Cores, index: Tensor) -> Tensor:
+        t = self.blueprint.tensorization
+        group, places = t.locate(index)
+        # Neighbours are joined to one core as far as there are few rows of it to choose from.
+        state = parameters[self.blueprint.chain[0].name].new_ones(len(index), 1, 1)
+        cores: list[Tensor] = []
+        row, rows = group, 1
+        for mode, core in zip(t.modes, self._cores(parameters), strict=True):
+            if cores and rows * mode.size > _MAX_JOINED:
+                state = _through(state, row, cores)
+                cores, row, rows = [], group, 1
+            cores.append(core)
+            row = row * mode.size + places[mode.axis].div(mode.stride, rounding_mode="floor") % mode.size
+            rows *= mode.size
+        return _through(state, row, cores).flatten()
+
+    def rows(self, parameters: Cores, index: Tensor) -> Tensor:
+        factors = self.factors(parameters)
+        if factors is None:
+            return super().rows(parameters, index)
+        a, c, b = factors
+        group = index.div(a.shape[1], rounding_mode="floor")
+        return rows_from_factors(F.embedding(index, a.flatten(0, 1)), group, c, b)
+
     def factors(self, parameters: Cores) -> Factors | None:
         if not self.splits:
             return None
@@ -162,6 +212,10 @@ class TensorTrain(Baseline):
         return min(super().rank_bound(), groups * min(self.ranks[0], self.blueprint.shape[0] // groups))
 
 
+# Entries of the modes of cores that are joined to one for an entry of the weight.
+_MAX_JOINED = 256
+
+
 def _chain(cores: list[Tensor]) -> Tensor:  # shapes: (groups, left, size, right), bonds matching -> the same
     """Return neighbouring cores as one, joined in pairs."""
     while len(cores) > 1:
@@ -173,25 +227,49 @@ def _chain(cores: list[Tensor]) -> Tensor:  # shapes: (groups, left, size, right
     return cores[0]
 
 
+def _through(state: Tensor, row: Tensor, cores: list[Tensor]) -> Tensor:  # shape: (n, 1, left) -> (n, 1, right)
+    """Take each state on through neighbouring cores, at the row of (group, index on their modes) that is its own."""
+    joined = _chain(cores).transpose(1, 2)  # shape: (groups, size, left, right)
+    own = F.embedding(row, joined.flatten(2).flatten(0, 1))
+    return state @ own.view(len(row), *joined.shape[2:])
+
+
 class Subspace(Baseline):
     """Every entry of the weight is one of the trained coordinates, up to its sign; a hash says which (count sketch)."""
 
     def weight(self, parameters: Cores) -> Tensor:
         coordinates = parameters["coordinates"]
-        hashed = _hash_entries(self.blueprint, parameters["seed"])
-        sign = 1 - 2 * (hashed & 1).to(coordinates.dtype)
-        made = coordinates.gather(1, (hashed >> 1) % coordinates.shape[1]) * sign
-        return made.reshape(self.blueprint.shape)
+        which, sign = self._chosen(coordinates, _hash_entries(self.blueprint, parameters["seed"]))
+        return (coordinates.gather(1, which) * sign).reshape(self.blueprint.shape)
+
+    def entries(self, parameters: Cores, index: Tensor) -> Tensor:
+        coordinates, place = parameters["coordinates"], ravel(index.unbind(1), self.blueprint.shape)
+        which, sign = self._chosen(coordinates, _hash(place, parameters["seed"]))
+        group = place.div(self.blueprint.size // len(coordinates), rounding_mode="floor")
+        column = coordinates.flatten().unsqueeze(1)
+        return F.embedding(group * coordinates.shape[1] + which, column).squeeze(1) * sign
+
+    @staticmethod
+    def _chosen(coordinates: Tensor, hashed: Tensor) -> tuple[Tensor, Tensor]:
+        return (hashed >> 1) % coordinates.shape[1], 1 - 2 * (hashed & 1).to(coordinates.dtype)
 
 
 class Frozen(Baseline):
     """A weight of uniform random entries, made anew from its seed; only its scale is trained, one number a group."""
 
     def weight(self, parameters: Cores) -> Tensor:
-        scale = parameters["scale"]
         hashed = _hash_entries(self.blueprint, parameters["seed"])
+        return self._uniform(parameters["scale"], hashed).reshape(self.blueprint.shape)
+
+    def entries(self, parameters: Cores, index: Tensor) -> Tensor:
+        scale, place = parameters["scale"], ravel(index.unbind(1), self.blueprint.shape)
+        group = place.div(self.blueprint.size // len(scale), rounding_mode="floor")
+        return self._uniform(F.embedding(group, scale).squeeze(1), _hash(place, parameters["seed"]))
+
+    @staticmethod
+    def _uniform(scale: Tensor, hashed: Tensor) -> Tensor:
         uniform = hashed.to(scale.dtype) / (1 << 31) - 1.0
-        return (scale * math.sqrt(3.0) * uniform).reshape(self.blueprint.shape)
+        return scale * math.sqrt(3.0) * uniform
 
     def draw(self, shape: tuple[int, ...]) -> Tensor:
         return torch.ones(shape, dtype=torch.float64, device="cpu")
@@ -202,9 +280,12 @@ _WORD = (1 << 32) - 1
 
 def _hash_entries(blueprint: Blueprint, seed: Tensor) -> Tensor:
     """Return 32 random bits for every entry, made of its place and the seed, shape ``(groups, entries)``."""
-    place = torch.arange(blueprint.size, device=seed.device)
+    return _hash(torch.arange(blueprint.size, device=seed.device), seed).view(blueprint.config.groups, -1)
+
+
+def _hash(place: Tensor, seed: Tensor) -> Tensor:
     mixed = _mix((place & _WORD) ^ (seed & _WORD))
-    return _mix(mixed ^ (place >> 32) ^ (seed >> 32 & _WORD)).view(blueprint.config.groups, -1)
+    return _mix(mixed ^ (place >> 32) ^ (seed >> 32 & _WORD))
 
 
 def _mix(x: Tensor) -> Tensor:

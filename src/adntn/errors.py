@@ -14,6 +14,7 @@ __all__ = [
     "CheckpointError",
     "CompressionError",
     "ConfigError",
+    "EntryIndexError",
     "GeneratorTooLargeError",
     "ShapeError",
 ]
@@ -29,6 +30,10 @@ class ConfigError(AdntnError, ValueError):
 
 class ShapeError(AdntnError, ValueError, RuntimeError):
     """A weight, a layer or an input has a shape that cannot be used here; a ``RuntimeError`` too, as torch's are."""
+
+
+class EntryIndexError(AdntnError, IndexError):
+    """An index does not name entries or rows of a weight."""
 
 
 class CompressionError(AdntnError, ValueError):

@@ -17,8 +17,9 @@ from adntn.adjoint import function as adjoint_function
 from adntn.adjoint.equations import nonlinearity
 from adntn.adjoint.reverse import Made, Reverse, full_precision
 from adntn.baselines import Network, draw_network, network
-from adntn.contraction import Contraction, Factors, Forest, Side
+from adntn.contraction import Contraction, Factors, Forest, Side, entries, rows, rows_from_factors
 from adntn.errors import ConfigError, check_choice
+from adntn.indices import Index, entry_index, row_index
 from adntn.memory import can_write, check_memory, check_out
 from adntn.topology import Blueprint, GeneratorConfig
 
@@ -326,6 +327,76 @@ class GeneratorModule(nn.Module):
                 return self._tree_factors(self._network, index)
             factors = self._network.factors(self._parameters_by_name())
             return factors and (F.embedding(index, factors[0].flatten(0, 1)), *factors[1:])
+
+    def entries(self, index: Index) -> Tensor:
+        """Return entries of the weight; nothing of its size is made (paper, Eq. 32).
+
+        The hidden state is made once. Then an entry takes about ``bond_dim ** ceil(H / 2)`` multiply-adds, fewer where
+        many are asked for at once, and more where they are few.
+
+        Args:
+            index: whole numbers of shape ``(*n, dims)``, one column an axis of the weight; or, as torch indexes by
+                several tensors, a tuple of one tensor or number an axis, which broadcast to ``(*n)``. Numbers below
+                zero count from the end.
+
+        Returns:
+            Shape ``(*n)``, in the parameters' dtype.
+
+        Raises:
+            ShapeError: there is not one column or tensor an axis, or they do not broadcast.
+            EntryIndexError: the numbers are not whole, or one is out of range. (Under ``torch.compile`` and on a GPU,
+                where to look at numbers would be dear, the latter is torch's own error.)
+
+        Example:
+            >>> gen = adntn.Generator((4096, 4096))
+            >>> gen.entries((torch.arange(3), -1)).shape  # as gen()[torch.arange(3), -1]
+            torch.Size([3])
+        """
+        return self._entries(entry_index(index, self.shape).to(self.device))
+
+    def rows_at(self, index: Tensor | int) -> Tensor:
+        """Return rows of the weight, made without the rest of it.
+
+        Args:
+            index: whole numbers of any shape ``(*n)``; below zero they count from the end.
+
+        Returns:
+            Shape ``(*n, in, *kernel)``, in the parameters' dtype.
+
+        Raises:
+            EntryIndexError: as :meth:`entries`.
+
+        Example:
+            >>> gen = adntn.Generator((4096, 1024), adntn.GeneratorConfig(order="paired"))
+            >>> gen.rows_at(torch.tensor([0, -1])).shape
+            torch.Size([2, 1024])
+        """
+        return self._rows_at(row_index(index, self.shape[0]).to(self.device))
+
+    def _entries(self, index: Tensor) -> Tensor:  # shape: (*n, dims) -> (*n)
+        if not index.numel():  # of no entries there are no shapes to be told
+            return self._entries(index.new_zeros(1, index.shape[-1]))[:0].reshape(index.shape[:-1])
+        flat, network, parameters = index.reshape(-1, index.shape[-1]), self._network, self._parameters_by_name()
+        with full_precision(self.device):
+            if isinstance(network, Contraction):
+                made = entries(network, parameters, self._hidden(network), flat)
+            else:
+                made = network.entries(parameters, flat)
+        return made.reshape(index.shape[:-1]).to(self.dtype)
+
+    def _rows_at(self, index: Tensor) -> Tensor:  # shape: (*n) -> (*n, in, *kernel)
+        if not index.numel():
+            return self._rows_at(index.new_zeros(1))[:0].reshape(*index.shape, *self.blueprint.shape[1:])
+        flat, network, parameters = index.flatten(), self._network, self._parameters_by_name()
+        with full_precision(self.device):
+            if not isinstance(network, Contraction):
+                made = network.rows(parameters, flat)
+            elif (factors := self._tree_factors(network, flat)) is not None:
+                group = flat.div(self.blueprint.shape[0] // self.config.groups, rounding_mode="floor")
+                made = rows_from_factors(factors[0], group, *factors[1:])
+            else:
+                made = rows(network, parameters, self._hidden(network), flat)
+        return made.reshape(*index.shape, *self.blueprint.shape[1:]).to(self.dtype)
 
     def _tree_factors(self, network: Contraction, index: Tensor | None = None) -> Factors | None:
         if self._takes_adjoint() and network.split is not None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from adntn.contraction import Contraction
 from adntn.errors import ConfigError, ShapeError
 from adntn.generator import GeneratorModule
+from adntn.indices import entry_index
 
 __all__ = ["WeightedSum", "distillation", "frobenius", "huber", "isometry", "l1", "sampled_frobenius"]
 
@@ -37,25 +38,44 @@ def frobenius(weight: Tensor, target: Tensor) -> Tensor:
     return (weight - target).square().sum() / 2
 
 
-def sampled_frobenius(weight: Tensor, target: Tensor, index: Tensor) -> Tensor:
+def sampled_frobenius(weight: Tensor | GeneratorModule, target: Tensor, index: Tensor) -> Tensor:
     """Return half the mean squared difference at some entries, ``sum (W_i - T_i)^2 / (2 |Omega|)`` (Eq. 32).
 
+    Of a generator or a layer only these entries are made (:meth:`adntn.Generator.entries`), and neither its weight nor
+    anything of that size, forwards or backwards.
+
     Args:
-        weight: generated, of any shape.
-        target: of the same shape.
-        index: of the entries, one a row, shape ``(n, weight.ndim)``.
+        weight: generated, of any shape; or what generates it.
+        target: of the same shape; or the target's values at these entries only, shape ``(n,)``, where the weight is
+            given by its generator.
+        index: of the entries, one a row, shape ``(n, dims)``; below zero they count from the end.
 
     Raises:
         ShapeError: the shapes differ, or a row of the index has not one number for each axis.
+        EntryIndexError: an index is out of range.
+
+    Example:
+        >>> layer, teacher = adntn.nn.Linear(4096, 4096), torch.nn.Linear(4096, 4096)
+        >>> index = torch.randint(4096, (1000, 2))
+        >>> adntn.losses.sampled_frobenius(layer, teacher.weight.detach(), index).backward()
     """
-    _same_shape(weight, target)
-    if index.ndim != 2 or index.shape[1] != weight.ndim or len(index) == 0:
+    shape = tuple(weight.shape)
+    if index.ndim != 2 or index.shape[1] != len(shape) or len(index) == 0:
         raise ShapeError(
-            f"an index of shape {tuple(index.shape)} does not name entries of a weight of shape {tuple(weight.shape)}; "
-            f"give at least one row of {weight.ndim} numbers."
+            f"an index of shape {tuple(index.shape)} does not name entries of a weight of shape {shape}; "
+            f"give at least one row of {len(shape)} numbers."
         )
-    places = index.unbind(1)
-    return (weight[places] - target[places]).square().mean() / 2
+    generated = isinstance(weight, GeneratorModule)
+    if tuple(target.shape) != shape and not (generated and target.shape == index.shape[:1]):
+        values = f", or its {len(index)} values at the index" if generated else ""
+        raise ShapeError(
+            f"a target of shape {tuple(target.shape)} and a weight of shape {shape} differ; give the whole "
+            f"target{values}."
+        )
+    places = entry_index(index, shape)
+    made = weight.entries(places) if isinstance(weight, GeneratorModule) else weight[places.unbind(1)]
+    wanted = target[places.to(target.device).unbind(1)] if tuple(target.shape) == shape else target
+    return (made - wanted).square().mean() / 2
 
 
 def l1(weight: Tensor, target: Tensor) -> Tensor:

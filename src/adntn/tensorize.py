@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from adntn.errors import ConfigError, ShapeError, check_choice
+from adntn.indices import ravel
 
 __all__ = ["ORDERS", "Mode", "Order", "Tensorization", "tensorize"]
 
@@ -82,17 +83,52 @@ class Tensorization:
     def _digits(self, axis: int) -> list[Mode]:
         return [mode for mode in self.modes if mode.axis == axis]
 
-    def digit_permutation(self, axis: int) -> tuple[int, ...] | None:
-        """Where index ``i`` of an axis lies when its digits are read in tree order; None for ``i`` itself."""
+    def _weights(self, axis: int) -> list[int] | None:
+        """What one step of each digit adds to the place in tree order; None where that is the index itself."""
         digits = self._digits(axis)
         strides = [mode.stride for mode in digits]
         if strides == sorted(strides, reverse=True):
             return None
-        weights = [math.prod(mode.size for mode in digits[place + 1 :]) for place in range(len(digits))]
+        sizes = [mode.size for mode in digits]
+        return [math.prod(sizes[place + 1 :]) for place in range(len(sizes))]
+
+    def digit_permutation(self, axis: int) -> tuple[int, ...] | None:
+        """Where index ``i`` of an axis lies when its digits are read in tree order; None for ``i`` itself."""
+        weights = self._weights(axis)
+        if weights is None:
+            return None
         return tuple(
-            sum((i // mode.stride) % mode.size * weight for mode, weight in zip(digits, weights, strict=True))
+            sum((i // mode.stride) % mode.size * w for mode, w in zip(self._digits(axis), weights, strict=True))
             for i in range(self.padded_axes[axis])
         )
+
+    def tree_place(self, axis: int, index: Tensor) -> Tensor:
+        """Return :meth:`digit_permutation` at an index, without the rest of it."""
+        weights = self._weights(axis)
+        if weights is None:
+            return index
+        place = torch.zeros_like(index)
+        for mode, weight in zip(self._digits(axis), weights, strict=True):
+            place = place + index.div(mode.stride, rounding_mode="floor") % mode.size * weight
+        return place
+
+    def locate(self, index: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return which group each entry is of, and its index on every axis.
+
+        Args:
+            index: one column an axis of the weight, shape ``(*n, dims)``, in range.
+
+        Returns:
+            int64 tensors of shape ``(*n)``.
+        """
+        size = self.shape[0] // self.groups
+        out, *others = index.unbind(-1)
+        group, row = out.div(size, rounding_mode="floor"), out % size
+        if len(self.axes) == 1:
+            return group, [ravel([row, *others], [size, *self.shape[1:]])]
+        if len(self.axes) == KERNEL:
+            return group, [row, *others]
+        return group, [row, others[0], ravel(others[1:], self.shape[2:])]
 
     def positions(self, device: torch.device | str | None = None) -> Tensor:
         """Return, for every entry of one group's block, its place in the raveled generated tensor.

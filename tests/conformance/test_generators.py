@@ -107,6 +107,26 @@ def test_rows_of_the_factors_are_made_alone(case: Case) -> None:
     assert torch.equal(some[2], factors[2])
 
 
+@every_case
+def test_entries_and_rows_alone_are_those_of_the_weight(case: Case) -> None:
+    gen = case.build()
+    index = torch.stack([torch.randint(-size, size, (2, 4)) for size in gen.shape], -1)
+    weight, parameters = gen(), list(gen.parameters())
+    entries, rows = gen.entries(index), gen.rows_at(index[..., 0])
+    assert entries.shape == (2, 4)
+    assert_equal(entries, weight[index.unbind(-1)], tolerance=1e-12)
+    assert_equal(rows, weight[index[..., 0]], tolerance=1e-12)
+    probe = torch.randn_like(rows)
+    ours, theirs = (
+        torch.autograd.grad(
+            some.square().sum() + (row * probe).sum(), parameters, allow_unused=True, materialize_grads=True
+        )
+        for some, row in ((entries, rows), (weight[index.unbind(-1)], weight[index[..., 0]]))
+    )
+    for own, through_weight in zip(ours, theirs, strict=True):
+        assert_equal(own, through_weight, tolerance=1e-10)
+
+
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 @pytest.mark.parametrize(
     "order, shape, expected",

@@ -43,6 +43,15 @@ def test_forward_is_torchs_with_the_generated_weight(layer: LayerCase, way: str)
     assert relative_error(y, expected) < 1e-12
 
 
+@every_layer
+def test_entries_and_rows_alone_are_those_of_the_layers_weight(layer: LayerCase) -> None:
+    module = layer.build()
+    weight, index = module.weight, torch.stack([torch.randint(-size, size, (20,)) for size in module.shape], -1)
+    assert_equal(module.entries(index), weight[index.unbind(1)])
+    assert_equal(module.rows_at(index[:, 0]), weight[index[:, 0]])
+    assert_equal(module.rows_at(torch.arange(len(weight))), weight)
+
+
 @every_layer_and_way
 def test_forward_takes_other_batches(layer: LayerCase, way: str) -> None:
     module, x = layer.build(way), layer.make_input()

@@ -90,6 +90,14 @@ class Readout:
 
 
 @functools.lru_cache(maxsize=1024)
+def plan_walk(level: Level, tensorization: Tensorization) -> Plan:
+    """Plan the last level as one circuit, from the last wire to the first."""
+    crop, gates = _crop(tensorization), gates_of(level)
+    wires = {p: Wire(mode.size, mode.axis, gates[p]) for p, mode in enumerate(tensorization.modes)}
+    return replace(Circuit(level, wires, len(crop)).plan(parents_of(level)), crop=crop)
+
+
+@functools.lru_cache(maxsize=1024)
 def plan_readout(level: Level, tensorization: Tensorization) -> Readout:
     """Plan the last level so that its outcome has the weight's axes, padded axes cropped on the way."""
     crop = _crop(tensorization)
@@ -98,10 +106,7 @@ def plan_readout(level: Level, tensorization: Tensorization) -> Readout:
     bound = _TAIL_OUTPUTS if tensorization.size > _SMALL_WEIGHT else circuit.MAX_OUTPUTS
     fitting = [tail for tail in tails if math.prod(tail.cropped(crop).axes) <= bound]
     if not fitting:
-        gates = gates_of(level)
-        wires = {p: Wire(mode.size, mode.axis, gates[p]) for p, mode in enumerate(tensorization.modes)}
-        plan = Circuit(level, wires, len(crop)).plan(parents_of(level))
-        return Readout(replace(plan, crop=crop), None, crop)
+        return Readout(plan_walk(level, tensorization), None, crop)
     tail = fitting[0]  # the one with the most parents
     parts = tail.plan.size_out
     leading = tuple(-(-size // part) for size, part in zip(crop, parts, strict=True))

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adntn.contraction.forest import Forest
-from adntn.contraction.plan import plan_level, plan_readout, plan_split
+from adntn.contraction.plan import plan_level, plan_readout, plan_split, plan_walk
 from adntn.contraction.readout import apply, finished, run, summed, unfinished, write
 from adntn.contraction.segments import Cores, act_at, cropped, digits, segment_matrix, table
 from adntn.contraction.sides import Side
-from adntn.contraction.steps import Plan
+from adntn.contraction.steps import Plan, Walk
 from adntn.levels import Level
 from adntn.tensorize import IN, KERNEL, OUT, Tensorization
 from adntn.topology import Blueprint
@@ -69,6 +69,7 @@ class Contraction:
         *hidden, last = blueprint.levels
         self.hidden_plans = tuple(plan_level(level) for level in hidden)
         self.readout_plan = plan_readout(last, blueprint.tensorization)
+        self.walk = Walk(plan_walk(last, blueprint.tensorization))
         self.split = plan_split(last, blueprint.tensorization)
         self.sides = self._sides()
 

@@ -33,6 +33,9 @@ __all__ = [
 Cores = Mapping[str, Tensor]
 Runs = Mapping[tuple[str, int], Tensor]
 
+# Outputs of a segment up to which a stage of gates is made as one matrix.
+_LARGEST_STAGE = 256
+
 # Entries of one block of a product with many rows: a megabyte in float32, what a core's own cache holds.
 _BLOCK = 1 << 18
 
@@ -170,13 +173,35 @@ def segment_matrix(
     segment: Segment, cores: Cores, wanted: Axes, like: Tensor, runs: Runs | None = None
 ) -> Tensor | None:
     """Return a segment's matrix, shape ``(groups, size_in, held * wanted)``; None for the identity."""
-    stages = [stage_matrix(stage, cores, like, runs) for stage in segment.stages]
-    if stages:
-        return chosen_outputs(segment, wanted, functools.reduce(torch.matmul, stages))
+    if segment.stages:
+        first, *others = segment.stages
+        matrix = stage_matrix(first, cores, like, runs)
+        for stage in others:
+            if matrix.shape[2] > _LARGEST_STAGE:
+                matrix = _by_pieces(matrix, stage, cores, like, runs)
+            else:
+                matrix = matrix @ stage_matrix(stage, cores, like, runs)
+        return chosen_outputs(segment, wanted, matrix)
     if segment.columns is None and wanted == segment.released:
         return None
     identity = torch.eye(segment.held * math.prod(segment.released), dtype=like.dtype, device=like.device)
     return chosen_outputs(segment, wanted, identity.expand(like.shape[0], -1, -1))
+
+
+def _by_pieces(matrix: Tensor, stage: Stage, cores: Cores, like: Tensor, runs: Runs | None) -> Tensor:
+    """Return a matrix times that of a stage of gates, which is not made: square, it may be larger than a weight."""
+    groups, rows, columns = max(len(matrix), len(like)), matrix.shape[1], matrix.shape[2]
+    matrix, rest = matrix.expand(groups, -1, -1), columns
+    for piece in stage:
+        if piece.kind == "pass":
+            rest //= piece.size
+            continue
+        own = piece_matrix(piece, cores, like, runs)
+        rest //= own.shape[1]
+        last = matrix.reshape(groups, -1, own.shape[1], rest).mT
+        made = last.reshape(groups, -1, own.shape[1]) @ own
+        matrix = made.reshape(groups, -1, rest, own.shape[2]).mT
+    return matrix.reshape(groups, rows, columns)
 
 
 def chosen_outputs(segment: Segment, wanted: Axes, matrix: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
-__all__ = ["Axes", "Piece", "Plan", "Segment", "Stage", "Step", "arrangement"]
+__all__ = ["Axes", "Piece", "Plan", "Segment", "Stage", "Step", "Walk", "arrangement"]
 
 Axes = tuple[int, ...]
 
@@ -205,3 +205,36 @@ class Plan:
         """The stacks of which it has cores."""
         pieces = (piece for segment in self.segments for stage in segment.stages for piece in stage)
         return frozenset(piece.name for piece in pieces if piece.kind != "pass")
+
+
+@dataclass(frozen=True)
+class Walk:
+    """The last level's circuit for entries and rows on demand; see :mod:`adntn.contraction.on_demand`.
+
+    Attributes:
+        whole: the circuit that makes everything.
+    """
+
+    whole: Plan
+
+    def __post_init__(self) -> None:
+        _ = self.entries, self.rows  # now, as a plan's steps
+
+    @cached_property
+    def entries(self) -> Plan:
+        """The same with one index on every axis."""
+        return self._of_one(range(len(self.whole.size_out)))
+
+    @cached_property
+    def rows(self) -> Plan:
+        """The same with one index on the first axis."""
+        return self._of_one(range(1))
+
+    def _of_one(self, axes: range) -> Plan:
+        def only(sizes: Axes) -> Axes:
+            return tuple(1 if axis in axes else size for axis, size in enumerate(sizes))
+
+        plan = self.whole
+        # Their columns are of all outputs, and so do not count.
+        segments = tuple(replace(segment, released=only(segment.released)) for segment in plan.segments)
+        return Plan(segments, plan.size_in, only(plan.size_out), plan.crop and only(plan.crop))

@@ -216,9 +216,25 @@ class GeneratedWeight(GeneratorModule):
         if factors is None:
             return None
         rows, c, b = factors
+        return self._zeroed_at(rows, index), c, b
+
+    def _entries(self, index: Tensor) -> Tensor:
+        # Counted in all rows of the generator, whose those of this weight may be only some.
+        index = torch.cat([self._of_all(index[..., :1]), index[..., 1:]], -1)
+        return self._zeroed_at(super()._entries(index), index[..., 0])
+
+    def _rows_at(self, index: Tensor) -> Tensor:
+        index = self._of_all(index)
+        return self._zeroed_at(super()._rows_at(index), index)
+
+    def _of_all(self, index: Tensor) -> Tensor:
+        return index if self.rows is None else index + self.rows[0]
+
+    def _zeroed_at(self, made: Tensor, index: Tensor) -> Tensor:
+        here = index.reshape(*index.shape, *(1,) * (made.ndim - index.ndim))
         for row in self._zero_rows:
-            rows = rows.masked_fill((index == row).unsqueeze(-1), 0.0)
-        return rows, c, b
+            made = made.masked_fill(here == row, 0.0)
+        return made
 
     def _zeroed(self, rows: Tensor) -> Tensor:  # shape: (out, n)
         for row in self._zero_rows:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-__all__ = ["LIMIT", "dense_wins", "measured", "over_dense", "peer", "ratio", "regrets", "rows_of"]
+__all__ = ["LIMIT", "dense_wins", "measured", "over_dense", "peer", "ratio", "regrets", "rows_of", "spread"]
 
 Row = dict[str, Any]
 Rows = Mapping[str, Row]
@@ -42,6 +42,12 @@ def peer(row: Row | None, family: str) -> tuple[str, float] | None:
     found = [] if row is None else [(n, measured(row, n)) for n in row["results"] if n.startswith(family)]
     times = [(seconds, name) for name, seconds in found if seconds is not None]
     return (min(times)[1], min(times)[0]) if times else None
+
+
+def spread(row: Row | None, names: Iterable[str]) -> float | None:
+    """Return half the distance of the quartiles over the median, of the named variant where it is largest."""
+    results = [] if row is None else [row["results"].get(name, {}) for name in names]
+    return max(((r["high"] - r["low"]) / 2 / r["median"] for r in results if "median" in r), default=None)
 
 
 def regrets(rows: Rows) -> Iterator[tuple[Row, str, float]]:

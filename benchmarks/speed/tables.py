@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from benchmarks.speed.goals import Goal, goals
-from benchmarks.speed.reading import TOPOLOGIES, Row, Rows, dense_wins, measured, peer, ratio, regrets, rows_of
+from benchmarks.speed.reading import TOPOLOGIES, Row, Rows, dense_wins, measured, peer, ratio, regrets, rows_of, spread
 
 __all__ = ["TABLES", "markdown"]
 
@@ -33,6 +33,12 @@ def number(value: float | None) -> str:
     if value is None:
         return "–"
     return f"{value:.0f}" if value >= 99.5 else f"{value:.1f}" if value >= 9.95 else f"{value:.2f}"
+
+
+def within(row: Row | None, names: Iterable[str]) -> str:
+    """Return the spread of some variants' times, a dash where there are none."""
+    share = spread(row, names)
+    return "–" if share is None else f"± {100 * share:.0f} %"
 
 
 def seconds(value: float | None) -> str:
@@ -97,27 +103,37 @@ def headline_table(rows: Rows) -> str:
                 work,
                 *(seconds(measured(row, n)) for n in ("dense", name)),
                 faster,
+                within(row, ("dense", name)),
                 seconds(best[1]) if best else "–",
                 *(size(measured(row, n, "peak")) for n in ("dense", name)),
             ]
         )
-    head = ["float32, medians", "dense", "`ttn`", "faster", "best of tensorly-torch", "peak memory, dense", "`ttn`"]
+    head = [
+        "float32, medians",
+        "dense",
+        "`ttn`",
+        "faster",
+        "spread",
+        "best of tensorly-torch",
+        "peak memory, dense",
+        "`ttn`",
+    ]
     return markdown(head, lines)
 
 
 def _lines(rows: Rows, kind: str, mode: str, dtype: str) -> str:
     """A layer and batch a row: dense seconds, then how many times faster each variant is."""
-    names = [f"{topology} auto" for topology in TOPOLOGIES] if dtype == "float32" else ["ttn auto"]
+    names = [f"{topology} auto" for topology in TOPOLOGIES]
     lines = []
     for row in rows_of(rows, kind=kind, mode=mode, dtype=dtype):
         best = peer(row, "tensorly")
-        line = [row["work"], str(row["batch"]), seconds(measured(row, "dense"))]
+        line = [row["work"], str(row["batch"]), seconds(measured(row, "dense")), within(row, ["dense", *names])]
         line += [number(ratio(row, "dense", name)) for name in [*names, "ttn factored", "ttn dense", "low rank"]]
         if dtype == "float32":
             line += [number(ratio(row, "dense", name)) for name in ("ttn paired", "einsum loop")]
             line += [f"{number(ratio(row, 'dense', best[0]))} ({best[0].removeprefix('tensorly ')})" if best else "–"]
         lines.append(line)
-    head = ["layer", "batch", "dense", *names, "ttn factored", "ttn dense", "low rank"]
+    head = ["layer", "batch", "dense", "spread", *names, "ttn factored", "ttn dense", "low rank"]
     if dtype == "float32":
         head += ["ttn paired", "einsum loop", "best of tensorly-torch"]
     return markdown(head, lines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import inspect
 import math
 import tempfile
@@ -81,6 +82,7 @@ def seconds_of(result: Result) -> float | None:
 
 def run_case(case: Case, limits: Limits, skips: Mapping[str, str] | None = None) -> dict[str, Result]:
     """Measure all variants of a case, and return the results by their names."""
+    gc.collect()  # the models of the case before, whose clocks refer to each other
     if case.kind == "weight":
         return _run_making(case, limits)
     torch.manual_seed(SEED)

@@ -90,7 +90,7 @@ def _layer_variants(case: Case) -> Iterator[Variant]:
             yield Variant(name_of, "tensorly", build, whole, missing=peers.tensorly_missing())
 
 
-@lru_cache(maxsize=24)
+@lru_cache(maxsize=64)
 def _made(make: Callable[..., nn.Module], *arguments: Hashable) -> nn.Module:
     return make(*arguments)
 

@@ -9,7 +9,7 @@ from results_makers import made_rows, result, row
 
 from benchmarks.speed.cases import Case, full_grid
 from benchmarks.speed.goals import Goal, Part, goals
-from benchmarks.speed.reading import dense_wins, over_dense, peer, regrets
+from benchmarks.speed.reading import dense_wins, over_dense, peer, regrets, spread
 from benchmarks.speed.trial import skips_from
 from benchmarks.speed.variants import TARGETS
 
@@ -118,6 +118,14 @@ def test_regret_is_over_the_fastest_way_and_never_below_one() -> None:
     }
     found = {topology: value for _, topology, value in regrets({case.key: row(case, results)})}
     assert found == {"ttn": 2.0, "attn": 2.0, "mera": 1.0}
+
+
+def test_the_spread_is_that_of_the_variant_that_varies_most() -> None:
+    results = {"dense": result(2.0, 1.8, 2.2), "ttn auto": result(1.0, 0.9, 1.3), "other": result(1.0, 0.1, 9.0)}
+    case = {"results": {**results, "left out": {"skipped": "slow"}}}
+    assert spread(case, ("dense", "ttn auto", "left out")) == pytest.approx(0.2)
+    assert spread(case, ("left out",)) is None
+    assert spread(None, ("dense",)) is None
 
 
 def test_a_goal_with_an_upper_bound_reads_the_other_way() -> None:

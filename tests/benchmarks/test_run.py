@@ -161,7 +161,7 @@ def test_tables_are_made_of_whatever_there_is() -> None:
             lines = table(some).splitlines()
             widths = {line.count("|") for line in lines}
             assert len(widths) == 1, name
-    assert "| linear 4096x4096 | 128 | 1 s | 100 | 100 | 100 |" in tables.TABLES["speed-linear"](rows)
+    assert "| linear 4096x4096 | 128 | 1 s | ± 0 % | 100 | 100 | 100 |" in tables.TABLES["speed-linear"](rows)
     assert "| linear 4096x4096, ttn | 1 | factored | 0.01 | 0.01 |" in tables.TABLES["times"](rows)
     assert "| vgg16, float32, ttn: FC2 | 20 (20.0x) | 640 (20.0x) |" in tables.TABLES["speed-models"](rows)
 

@@ -11,8 +11,9 @@ PIP_INSTALL := $(BIN)/pip install --quiet --quiet --disable-pip-version-check -c
 # Two processes of one thread each: threads of several processes get into each other's way on small products.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-# One stamp for each set of extras; [dev] includes [run], so installing it brings both up to date.
+# One stamp for each set of extras; [dev] includes the others, and [bench] includes [run].
 RUN_STAMP := $(VENV)/.installed-run
+BENCH_STAMP := $(VENV)/.installed-bench
 DEV_STAMP := $(VENV)/.installed-dev
 
 # Triton alone is larger than all the rest, so that its tests have an environment of their own.
@@ -23,13 +24,16 @@ TRITON_INSTALL := $(TRITON_VENV)/bin/pip install --quiet --quiet --disable-pip-v
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-slow test-triton lint docs format clean
+.PHONY: help demo bench test test-slow test-triton lint docs format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(RUN_STAMP) ## Compress a small network and show what came of it; ARGS='...' go to `adntn compress`
 	@$(BIN)/adntn compress $(ARGS)
+
+bench: $(BENCH_STAMP) ## Measure against dense torch and peers, half an hour on two quiet cores; ARGS='--help' lists options
+	@$(BIN)/python -m benchmarks.speed $(ARGS)
 
 test: $(DEV_STAMP) ## Run the quick tests; ARGS='...' go to pytest
 	$(PYTEST) -m "not slow" $(ARGS)
@@ -64,11 +68,17 @@ $(RUN_STAMP): pyproject.toml constraints.txt
 	@$(PIP_INSTALL) -e '.[run]'
 	@touch $@
 
+$(BENCH_STAMP): pyproject.toml constraints.txt
+	@echo "Installing adntn[bench] into $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP_INSTALL) -e '.[bench]'
+	@touch $@ $(RUN_STAMP)
+
 $(DEV_STAMP): pyproject.toml constraints.txt
 	@echo "Installing adntn[dev] into $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP_INSTALL) -e '.[dev]'
-	@touch $@ $(RUN_STAMP)
+	@touch $@ $(RUN_STAMP) $(BENCH_STAMP)
 
 # A CUDA build of torch brings a Triton of its own, which then is the one to test.
 $(TRITON_STAMP): pyproject.toml constraints.txt constraints-triton.txt

@@ -1,6 +1,6 @@
 """What the site needs beyond its plugins: the benchmarks' results, and a look at what came out.
 
-A page names such a file by its path, as ``../benchmarks/results/layers.json``, so that the link works where the
+A page names such a file by its path, as ``../benchmarks/results/speed.json``, so that the link works where the
 repository is browsed too. The site has a copy of each under the path that it has in the repository.
 """
 
@@ -27,7 +27,7 @@ _FETCHED = re.compile(
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    for path in sorted((ROOT / RESULTS).glob("*.json")):
+    for path in sorted(path for path in (ROOT / RESULTS).iterdir() if path.suffix in (".json", ".png")):
         files.append(File.generated(config, f"{RESULTS}/{path.name}", abs_src_path=str(path)))
     return files
 

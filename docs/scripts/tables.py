@@ -1,4 +1,4 @@
-"""The tables of *Choosing a config* and *How it runs*, made by the library itself.
+"""The tables of README, *Choosing a config*, *How it runs* and *How fast*, by the library and its benchmark's results.
 
     python docs/scripts/tables.py     # writes each table between its marks in the pages
 
@@ -7,7 +7,9 @@ A test makes them anew and compares.
 
 from __future__ import annotations
 
+import functools
 import json
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,16 +21,15 @@ import adntn
 from adntn.execution.plan import choose, multiply_adds
 
 DOCS = Path(__file__).parents[1]
-TIMES = DOCS.parent / "benchmarks" / "results" / "layers.json"
-REUSE = DOCS.parent / "benchmarks" / "results" / "reuse.json"
+ROOT = DOCS.parent
+REUSE = ROOT / "benchmarks" / "results" / "reuse.json"
+sys.path[:0] = [] if str(ROOT) in sys.path else [str(ROOT)]  # for benchmarks, which is not installed
+
+from benchmarks.speed import tables as speed  # noqa: E402
+from benchmarks.speed.results import Results  # noqa: E402
+
 LINEAR, CONV = (4096, 4096), (512, 512, 3, 3)
 START, SEEDS = (256, 256), range(5)
-
-
-def markdown(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    titles = list(head)
-    lines = [titles, ["---", *["---:"] * (len(titles) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def size(shape: tuple[int, ...]) -> str:
@@ -53,7 +54,7 @@ def costs(options: Mapping[str, dict[str, Any]], shape: tuple[int, ...] = LINEAR
                 f"{(work.factored if way == 'factored' else work.dense) / work.dense:.3f}",
             ]
         )
-    return markdown([size(shape), "stored", "modes", "hidden", "rank ≤", "runs", "arithmetic"], rows)
+    return speed.markdown([size(shape), "stored", "modes", "hidden", "rank ≤", "runs", "arithmetic"], rows)
 
 
 TOPOLOGIES: dict[str, dict[str, Any]] = {
@@ -100,22 +101,7 @@ def starts() -> str:
             for order, start in starts
         ]
         rows.append([f"`{activation}`", *(f"{rank:.1f}" for rank in ranks)])
-    return markdown([f"{size(START)}, ttn", *(f"{order}, {start}" for order, start in starts)], rows)
-
-
-def times() -> str:
-    """Generated over dense, from the committed benchmark."""
-    rows = [
-        [
-            f"{row['layer']}, {row['topology']}",
-            str(row["batch"]),
-            row["runs"],
-            f"{row['inference']['ratio']:.2f}",
-            f"{row['training_step_without_optimizer']['ratio']:.2f}",
-        ]
-        for row in json.loads(TIMES.read_text())["rows"]
-    ]
-    return markdown(["layer", "batch", "runs", "inference, cached", "forward and backward"], rows)
+    return speed.markdown([f"{size(START)}, ttn", *(f"{order}, {start}" for order, start in starts)], rows)
 
 
 def reuse() -> str:
@@ -126,7 +112,7 @@ def reuse() -> str:
         if row["k"] in (16, 64, 128) and row["n"] in (64, 256, 1024):
             ratios = [f"{row[kind]['ratio']:.2f}" for kind in ("zeros", "distinct", "auto")]
             rows.setdefault((row["input"], row["k"]), [row["input"], str(row["k"])]).append(" / ".join(ratios))
-    return markdown(["input", "k", *(f"n = {n}" for n in (64, 256, 1024))], rows.values())
+    return speed.markdown(["input", "k", *(f"n = {n}" for n in (64, 256, 1024))], rows.values())
 
 
 def memory(batch: int = 128) -> str:
@@ -140,7 +126,7 @@ def memory(batch: int = 128) -> str:
         stored = sum(p.numel() for p in layer.parameters())
         kept = kept_for_backward(layer, x)
         rows.append([name, *(f"{n:,}" for n in (stored, stored, 2 * stored, kept, 4 * stored + kept))])
-    return markdown(
+    return speed.markdown(
         [f"{size(LINEAR)}, batch {batch}", "weights", "gradients", "AdamW", "kept for backward", "sum"], rows
     )
 
@@ -177,14 +163,25 @@ TABLES: dict[str, Callable[[], str]] = {
     ),
     "latent": lambda: costs(number("latent_order", (1, 3, 5, 8, 12))),
     "starts": starts,
-    "times": times,
     "reuse": reuse,
     "memory": memory,
 }
 
 
+@functools.cache
+def measured() -> Results:
+    return Results.read(ROOT / "benchmarks" / "results" / "speed.json")
+
+
+TABLES.update(
+    {name: functools.partial(lambda make: make(measured().rows), make) for name, make in speed.TABLES.items()}
+)
+TABLES["speed-machine"] = lambda: speed.machine_table(measured().sessions)
+PAGES = (ROOT / "README.md", *DOCS.glob("*.md"))
+
+
 def main() -> None:
-    for page in DOCS.glob("*.md"):
+    for page in PAGES:
         text = page.read_text()
         for name, table in TABLES.items():
             before, mark, rest = text.partition(f"<!-- {name} -->\n")

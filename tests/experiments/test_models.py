@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from adntn.errors import AdntnError
-from adntn.experiments.models import DEFAULT_TARGETS, MODELS, ModelError, model_builder, small_cnn, vgg16
+from adntn.experiments.models import DEFAULT_TARGETS, MODELS, ModelError, alexnet, model_builder, small_cnn, vgg16
 from adntn.targets import select
 
 VGG_CHANNELS = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
@@ -43,10 +43,31 @@ def test_vgg16_has_the_parameters_counted_by_hand(channels: int, classes: int, e
     assert sum(isinstance(m, nn.MaxPool2d) for m in model.modules()) == 5
 
 
+def test_vgg16_with_the_papers_head_has_its_second_linear_layer_where_torchvision_has_it() -> None:
+    with torch.device("meta"):
+        plain, model = vgg16((3, 32, 32), 10), vgg16((3, 32, 32), 10, head=(4096, 4096))
+    sizes = [(m.in_features, m.out_features) for m in model.modules() if isinstance(m, nn.Linear)]
+    assert sizes == [(512, 4096), (4096, 4096), (4096, 10)]
+    assert tuple(model.get_submodule("classifier.3").weight.shape) == (4096, 4096)
+    assert count(model) - count(plain) == 512 * 4096 + 4096 + 4096 * 4096 + 4096 + 4096 * 10 + 10 - (512 * 10 + 10)
+
+
+def test_alexnet_has_the_papers_two_convolutions_and_the_parameters_counted_by_hand() -> None:
+    with torch.device("meta"):
+        model = alexnet((3, 32, 32), 10)
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if p.ndim == 4}
+    assert shapes["features.3.weight"] == (192, 64, 5, 5)
+    assert shapes["features.10.weight"] == (256, 256, 3, 3)
+    convolutions = 9 * 3 * 64 + 25 * 64 * 192 + 9 * (192 * 384 + 384 * 256 + 256 * 256)
+    linear = 1024 * 4096 + 4096 * 4096 + 4096 * 10
+    biases = 64 + 192 + 384 + 256 + 256 + 4096 + 4096 + 10
+    assert count(model) == convolutions + linear + biases == 23_468_874
+
+
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32), (2, 27, 32), (1, 31, 5)], ids=str)
 def test_a_reference_model_gives_logits_for_images_of_any_allowed_shape(name: str, shape: tuple[int, int, int]) -> None:
-    if name == "vgg16":
+    if name in ("vgg16", "alexnet"):
         with torch.device("meta"):
             model = MODELS[name](shape, 7).eval()
             assert model(torch.zeros(3, *shape)).shape == (3, 7)
@@ -63,10 +84,11 @@ def test_smaller_images_are_padded_with_zeros_around_their_middle() -> None:
     assert "pad" not in dict(vgg16((1, 32, 32), 10, width=0.05).named_modules())
 
 
+@pytest.mark.parametrize("name", ["vgg16", "alexnet"])
 @pytest.mark.parametrize("shape", [(3, 33, 32), (3, 32, 224)], ids=str)
-def test_vgg16_says_which_images_are_too_large_for_it(shape: tuple[int, int, int]) -> None:
-    with pytest.raises(ModelError, match=f"32x32, not {shape[1]}x{shape[2]}"):
-        vgg16(shape, 10)
+def test_a_model_says_which_images_are_too_large_for_it(name: str, shape: tuple[int, int, int]) -> None:
+    with pytest.raises(ModelError, match=f"this {name} is for images of up to 32x32, not {shape[1]}x{shape[2]}"):
+        MODELS[name](shape, 10)
 
 
 def test_the_quarter_has_a_quarter_of_the_channels() -> None:

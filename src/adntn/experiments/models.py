@@ -6,6 +6,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from adntn.errors import AdntnError, nearest
 
-__all__ = ["DEFAULT_TARGETS", "MODELS", "ModelError", "model_builder", "small_cnn", "vgg16"]
+__all__ = ["DEFAULT_TARGETS", "MODELS", "ModelError", "alexnet", "model_builder", "small_cnn", "vgg16"]
 
 ImageShape = tuple[int, int, int]  # channels, height, width
 Builder = Callable[[], nn.Module]
@@ -66,19 +67,20 @@ def small_cnn(image_shape: ImageShape, num_classes: int) -> nn.Module:
     return SmallCNN(image_shape, num_classes)
 
 
-def vgg16(image_shape: ImageShape, num_classes: int, width: float = 1.0) -> nn.Module:
+def vgg16(image_shape: ImageShape, num_classes: int, width: float = 1.0, head: tuple[int, ...] = ()) -> nn.Module:
     """Build VGG-16 for images of up to 32x32: thirteen 3x3 convolutions with batch norm, five poolings, a linear head.
 
-    The modules are named as torchvision's are: ``features.0`` ... and ``classifier``.
+    The modules are named as torchvision's are: ``features.0`` ... and ``classifier``, or ``classifier.0``, ``.3`` (the
+    paper's FC2) and ``.6`` with ``head=(4096, 4096)``.
 
     Args:
         image_shape: channels, height, width; smaller images are padded with zeros to 32x32.
         num_classes: outputs.
         width: share of the channels, as 0.25.
+        head: sizes of hidden linear layers, each with dropout.
     """
-    channels, height, width_px = image_shape
-    if max(height, width_px) > 32:
-        raise ModelError(f"this vgg16 is for images of up to 32x32, not {height}x{width_px}.")
+    channels = image_shape[0]
+    model = _padded_to_32("vgg16", image_shape)
     plan = [64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0]
     layers: list[nn.Module] = []
     for step in plan:
@@ -88,13 +90,57 @@ def vgg16(image_shape: ImageShape, num_classes: int, width: float = 1.0) -> nn.M
             outputs = max(1, round(step * width))
             layers += _conv(channels, outputs)
             channels = outputs
-    model = nn.Sequential()
-    if (height, width_px) != (32, 32):
-        top, left = (32 - height) // 2, (32 - width_px) // 2
-        model.add_module("pad", nn.ZeroPad2d((left, 32 - width_px - left, top, 32 - height - top)))
     model.add_module("features", nn.Sequential(*layers))
     model.add_module("flatten", nn.Flatten())
-    model.add_module("classifier", nn.Linear(channels, num_classes))
+    sizes = (channels, *head)
+    hidden = [
+        layer
+        for inputs, outputs in pairwise(sizes)
+        for layer in (nn.Linear(inputs, outputs), nn.ReLU(inplace=True), nn.Dropout())
+    ]
+    last = nn.Linear(sizes[-1], num_classes)
+    model.add_module("classifier", nn.Sequential(*hidden, last) if head else last)
+    return model
+
+
+def _padded_to_32(name: str, image_shape: ImageShape) -> nn.Sequential:
+    """Return a sequence that begins with what brings images to 32x32."""
+    _, height, width = image_shape
+    if max(height, width) > 32:
+        raise ModelError(f"this {name} is for images of up to 32x32, not {height}x{width}.")
+    model = nn.Sequential()
+    if (height, width) != (32, 32):
+        top, left = (32 - height) // 2, (32 - width) // 2
+        model.add_module("pad", nn.ZeroPad2d((left, 32 - width - left, top, 32 - height - top)))
+    return model
+
+
+def alexnet(image_shape: ImageShape, num_classes: int) -> nn.Module:
+    """Build AlexNet for images of up to 32x32: torchvision's layers behind a first convolution of 3x3 and stride 2.
+
+    The modules are named as torchvision's are: the 5x5 convolution from 64 to 192 channels is ``features.3``, the 3x3
+    one from 256 to 256 ``features.10``; they are the paper's two (Table 3).
+
+    Args:
+        image_shape: channels, height, width; smaller images are padded with zeros to 32x32.
+        num_classes: outputs.
+    """
+    model = _padded_to_32("alexnet", image_shape)
+    features = nn.Sequential(
+        *(nn.Conv2d(image_shape[0], 64, 3, stride=2, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2)),
+        *(nn.Conv2d(64, 192, 5, padding=2), nn.ReLU(inplace=True), nn.MaxPool2d(2)),
+        *(nn.Conv2d(192, 384, 3, padding=1), nn.ReLU(inplace=True)),
+        *(nn.Conv2d(384, 256, 3, padding=1), nn.ReLU(inplace=True)),
+        *(nn.Conv2d(256, 256, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2)),
+    )
+    model.add_module("features", features)
+    model.add_module("flatten", nn.Flatten())
+    classifier = nn.Sequential(
+        *(nn.Dropout(), nn.Linear(256 * 2 * 2, 4096), nn.ReLU(inplace=True)),
+        *(nn.Dropout(), nn.Linear(4096, 4096), nn.ReLU(inplace=True)),
+        nn.Linear(4096, num_classes),
+    )
+    model.add_module("classifier", classifier)
     return model
 
 
@@ -105,7 +151,7 @@ def vgg16_quarter(image_shape: ImageShape, num_classes: int) -> nn.Module:
 
 #: Reference models by the name that ``--model`` takes.
 MODELS: Mapping[str, Callable[[ImageShape, int], nn.Module]] = MappingProxyType(
-    {"small-cnn": small_cnn, "vgg16": vgg16, "vgg16-quarter": vgg16_quarter}
+    {"small-cnn": small_cnn, "vgg16": vgg16, "vgg16-quarter": vgg16_quarter, "alexnet": alexnet}
 )
 
 #: The layers that are generated unless told otherwise: all convolutions but the first.
@@ -114,6 +160,7 @@ DEFAULT_TARGETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "small-cnn": ("conv2", "conv3"),
         "vgg16": (r"re:features\.(?!0$)\d+",),
         "vgg16-quarter": (r"re:features\.(?!0$)\d+",),
+        "alexnet": (r"re:features\.(?!0$)\d+",),
     }
 )
 

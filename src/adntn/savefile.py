@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from adntn.errors import AdntnError, CheckpointError
-from adntn.execution.plan import EXECUTIONS
+from adntn.execution.choices import EXECUTIONS
 from adntn.nn import GeneratedWeight
 from adntn.topology import GeneratorConfig
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from typing import Literal
 
 import torch
@@ -26,6 +27,30 @@ class ConvolutionLayer(GeneratedLayer, _ConvNd):  # type: ignore[override, misc]
 
     def _work(self) -> Work:
         return multiply_adds(self, groups=self.groups, stride=math.prod(self.stride))
+
+    def _options(self) -> tuple[Hashable, ...]:
+        return (self.stride, self.padding, self.dilation, self.groups, self.padding_mode, self.output_padding)
+
+    def _positions(self, input: Tensor) -> int:
+        dims = len(self.kernel_size)
+        sizes = input.shape[-dims:]
+        return input.numel() // math.prod(sizes) // self.in_channels * math.prod(self._map(sizes))
+
+    def probe(self, positions: int) -> Tensor:
+        dims = len(self.kernel_size)
+        side = 8
+        while side > 1 and side**dims > positions:
+            side //= 2
+        batch = -(-positions // side**dims)
+        return torch.empty(batch, self.in_channels, *self._size_for(side), device="meta", dtype=self.dtype)
+
+    def _size_for(self, side: int) -> list[int]:
+        """Return the sizes of an input with that many positions along each axis, or more where it needs be."""
+        return [side] * len(self.kernel_size)
+
+    def _map(self, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the sizes of the map of positions that belongs to an input of these sizes."""
+        return sizes
 
     @staticmethod
     def _refuse_empty(in_channels: int, out_channels: int) -> None:
@@ -63,8 +88,24 @@ class _Conv(ConvolutionLayer):
         )
         self._build(template, config, execution, device, dtype)
 
+    def _map(self, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        each = zip(sizes, self._reach(), self.stride, strict=True)
+        return tuple((size - reach) // stride + 1 for size, reach, stride in each)
+
+    def _size_for(self, side: int) -> list[int]:
+        # Reflected and wrapped padding is taken from the input, which has to have that much.
+        least = [max(pad, 1) for pad in self._reversed_padding_repeated_twice[::-2]]
+        each = zip(self._reach(), self.stride, least, strict=True)
+        return [max((side - 1) * stride + reach, enough + 1) for reach, stride, enough in each]
+
+    def _reach(self) -> list[int]:
+        """Return what an input must have, an axis, for one position of the output."""
+        around = self._reversed_padding_repeated_twice[::-1]
+        each = zip(self.kernel_size, self.dilation, around[0::2], around[1::2], strict=True)
+        return [(size - 1) * dilation + 1 - before - after for size, dilation, before, after in each]
+
     def forward(self, input: Tensor) -> Tensor:  # shape: ([batch,] in, *size) -> ([batch,] out, *size')
-        if self._way.name == "dense":
+        if not self._runs_factored(input):
             return self._conv_forward(input, self.weight, self.bias)
         padding: tuple[int, ...] | str = self.padding
         if self.padding_mode != "zeros":

@@ -122,8 +122,14 @@ class Embedding(GeneratedLayer, nn.Embedding):  # type: ignore[override]  # the 
     def _work(self) -> None:
         return None
 
+    def _positions(self, input: Tensor) -> int:
+        return input.numel()
+
+    def probe(self, positions: int) -> Tensor:
+        return torch.empty(positions, device="meta", dtype=torch.int64)
+
     def forward(self, input: Tensor) -> Tensor:  # shape: (*) -> (*, embedding_dim)
-        if self._way.name == "dense":
+        if not self._runs_factored(input):
             return nn.Embedding.forward(self, input)
         size = self.num_embeddings // self.config.groups
         with full_precision(self.device):

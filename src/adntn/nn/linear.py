@@ -56,6 +56,12 @@ class Linear(GeneratedLayer, nn.Linear):  # type: ignore[override, misc]  # the 
         self._build(template, config, execution, device, dtype)
 
     def forward(self, input: Tensor) -> Tensor:  # shape: (*batch, in_features) -> (*batch, out_features)
-        if self._way.name == "factored":
+        if self._runs_factored(input):
             return factored.linear(input, self._factors(), self.bias)
         return F.linear(input, self.weight, self.bias)
+
+    def _positions(self, input: Tensor) -> int:
+        return input.numel() // self.in_features
+
+    def probe(self, positions: int) -> Tensor:
+        return torch.empty(positions, self.in_features, device="meta", dtype=self.dtype)

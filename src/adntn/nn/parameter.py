@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from adntn.errors import ConfigError, check_choice
-from adntn.execution.plan import EXECUTIONS, Way
+from adntn.execution.choices import EXECUTIONS, Way
 from adntn.nn._generated import GeneratedWeight, Source
 
 __all__ = ["GeneratedParameter", "attach", "detach", "generated_parameters"]
@@ -55,7 +55,7 @@ class GeneratedParameter(GeneratedWeight):
         """
         if check_choice("execution", execution, EXECUTIONS) == "factored":
             raise ConfigError("execution='factored' is not possible: the module of a parameter takes it whole.")
-        return Way("dense", "its module takes a whole parameter")
+        return Way.only("dense", "its module takes a whole parameter")
 
     def dense_name(self, name: str) -> str:
         module, _, own = name.rpartition("parametrizations.")

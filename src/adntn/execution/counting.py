@@ -1,0 +1,182 @@
+"""What a call does, counted: operations of torch's, their arithmetic and the bytes that they move.
+
+Counting works on any device. On the meta device nothing is computed, so that a way is known before it is taken.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+__all__ = ["Count", "Op", "Tally", "tensors_in"]
+
+Kind = Literal["view", "move", "product", "kernel", "pointwise"]
+aten = torch.ops.aten
+
+# Where the first matrix of a product stands among the arguments.
+_PRODUCTS = {aten.mm: 0, aten.bmm: 0, aten.mv: 0, aten.addmm: 1, aten.baddbmm: 1, aten.addmv: 1}
+_CONVOLUTIONS = (aten.convolution, aten._convolution)
+_ALLOCATIONS = (aten.empty, aten.new_empty, aten.empty_like, aten.empty_strided, aten.new_empty_strided)
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operation.
+
+    Attributes:
+        kind: ``"view"`` moves nothing, ``"move"`` is elementwise or a copy, ``"product"`` multiplies matrices,
+            ``"kernel"`` and ``"pointwise"`` are convolutions, the latter with a kernel of one entry.
+        flops: a multiply-add is two; those of products and convolutions, as ``torch.utils.flop_counter`` has them.
+        read: bytes of what comes in.
+        written: bytes of what comes out.
+        sizes: a product's (items, m, k, n), a convolution's (groups, positions, channels in, channels out), the last
+            two in each group.
+    """
+
+    kind: Kind
+    flops: int = 0
+    read: int = 0
+    written: int = 0
+    sizes: tuple[int, int, int, int] = (1, 1, 1, 1)
+
+    def __str__(self) -> str:
+        items, _, k, n = self.sizes
+        return f"{items}*({k}x{n})" if items > 1 else f"{k}x{n}"
+
+
+@dataclass(frozen=True)
+class Count:
+    """What was done in all.
+
+    Attributes:
+        ops: the operations, and how often each.
+        peak: most bytes of what was made that were held at one time.
+    """
+
+    ops: tuple[tuple[Op, int], ...]
+    peak: int = 0
+
+    @property
+    def calls(self) -> int:
+        """Operations, views among them."""
+        return sum(times for _, times in self.ops)
+
+    @property
+    def flops(self) -> int:
+        """Twice the multiply-adds of products and convolutions."""
+        return sum(times * op.flops for op, times in self.ops)
+
+    @property
+    def moved(self) -> int:
+        """Bytes read and written."""
+        return sum(times * (op.read + op.written) for op, times in self.ops)
+
+    def __add__(self, other: Count) -> Count:
+        return Count(self.ops + other.ops, max(self.peak, other.peak))
+
+
+class Tally(TorchDispatchMode):
+    """Counts what torch does until the block ends."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.ops: list[Op] = []
+        self.peak = self._held = 0
+        self._live: dict[int, weakref.ref[Any]] = {}
+
+    def count(self, without: Iterable[Tensor] = ()) -> Count:
+        """Return what was done; the peak leaves out what is handed on, which every way has to make."""
+        handed_on = sum(t.untyped_storage().nbytes() for t in without if t.untyped_storage()._cdata in self._live)
+        return Count(tuple(Counter(self.ops).items()), self.peak - handed_on)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = list(tensors_in([*args, *kwargs.values()] if kwargs else args))
+        made = list(tensors_in(result))
+        if made:
+            self.ops.append(_op(func, args, given, made))
+            known = {tensor.untyped_storage()._cdata for tensor in given}
+            for tensor in made:
+                self._hold(tensor, known)
+        return result
+
+    def _hold(self, tensor: Tensor, known: set[int]) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in known or key in self._live:
+            return
+
+        def free(_: Any) -> None:
+            del self._live[key]
+            self._held -= size
+
+        self._live[key] = weakref.ref(storage, free)
+        self._held += size
+        self.peak = max(self.peak, self._held)
+
+
+def tensors_in(value: object) -> Iterator[Tensor]:
+    """Yield the tensors in a value: in tuples, lists, dictionaries and dataclasses, at any depth."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for each in value:
+            if isinstance(each, Tensor):
+                yield each
+            elif each is not None and not isinstance(each, (int, float)):
+                yield from tensors_in(each)
+    elif isinstance(value, dict):
+        yield from tensors_in(list(value.values()))
+    elif is_dataclass(value) and not isinstance(value, type):
+        yield from tensors_in([getattr(value, field.name) for field in fields(value)])
+
+
+def _op(func: Any, args: Any, given: list[Tensor], made: list[Tensor]) -> Op:
+    packet = func.overloadpacket
+    if packet in _ALLOCATIONS:
+        return Op("view")
+    mutable = func._schema.is_mutable
+    if not mutable and given and _is_view(given, made):
+        return Op("view")
+    read, written = _bytes(given), _bytes(made)
+    if packet in _PRODUCTS:
+        one, other = args[_PRODUCTS[packet]], args[_PRODUCTS[packet] + 1]
+        items = one.shape[0] if one.ndim == 3 else 1
+        (m, k), n = one.shape[-2:], other.shape[-1] if other.ndim > 1 else 1
+        return Op("product", 2 * items * m * k * n, read, written, (items, m, k, n))
+    if packet in _CONVOLUTIONS:
+        x, weight, transposed, groups = args[0], args[1], args[6], args[8]
+        return _convolution(weight, x if transposed else made[0], transposed, groups, read, written)
+    if packet is aten.convolution_backward:
+        gradient, x, weight, transposed, groups, mask = args[0], args[1], args[2], args[7], args[9], args[10]
+        times = int(mask[0]) + int(mask[1])
+        return _convolution(weight, x if transposed else gradient, transposed, groups, read, written, times)
+    return Op("move", 0, read, written)
+
+
+def _convolution(
+    weight: Tensor, over: Tensor, transposed: bool, groups: int, read: int, written: int, times: int = 1
+) -> Op:
+    first, second, *kernel = weight.shape
+    positions = over.shape[0] * math.prod(over.shape[2:])
+    rows, columns = (second, first // groups) if transposed else (first // groups, second)
+    kind: Kind = "kernel" if math.prod(kernel) > 1 else "pointwise"
+    return Op(kind, 2 * times * weight.numel() * positions, read, written, (groups, positions, columns, rows))
+
+
+def _is_view(given: Iterable[Tensor], made: Iterable[Tensor]) -> bool:
+    known = {tensor.untyped_storage()._cdata for tensor in given}
+    return all(tensor.untyped_storage()._cdata in known for tensor in made)
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    # An expanded tensor is no larger than what it was expanded from.
+    return sum(min(t.numel() * t.element_size(), t.untyped_storage().nbytes()) for t in tensors)

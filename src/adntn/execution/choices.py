@@ -55,9 +55,7 @@ class Choices:
             ConfigError: it is something else.
         """
         if not isinstance(values, Mapping) or set(values) != set(MODES):
-            raise ConfigError(
-                f"choices={values!r} are not possible; they have one entry for each of {', '.join(MODES)}."
-            )
+            raise ConfigError(f"choices have one entry for each of {', '.join(MODES)}: {str(values)[:80]} are none.")
         return cls(**{mode: _steps(mode, values[mode]) for mode in MODES})
 
     def __str__(self) -> str:

@@ -24,6 +24,7 @@ aten = torch.ops.aten
 # Where the first matrix of a product stands among the arguments.
 _PRODUCTS = {aten.mm: 0, aten.bmm: 0, aten.mv: 0, aten.addmm: 1, aten.baddbmm: 1, aten.addmv: 1}
 _CONVOLUTIONS = (aten.convolution, aten._convolution)
+_LOOKUPS = (aten.embedding, aten.index_select, aten.index, aten.gather)
 _ALLOCATIONS = (aten.empty, aten.new_empty, aten.empty_like, aten.empty_strided, aten.new_empty_strided)
 
 
@@ -49,7 +50,8 @@ class Op:
 
     def __str__(self) -> str:
         items, _, k, n = self.sizes
-        return f"{items}*({k}x{n})" if items > 1 else f"{k}x{n}"
+        matrix = f"{items}*{k}x{n}" if items > 1 else f"{k}x{n}"
+        return {"kernel": f"kernel({matrix})", "pointwise": f"1x1({matrix})"}.get(self.kind, matrix)
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,8 @@ def _op(func: Any, args: Any, given: list[Tensor], made: list[Tensor]) -> Op:
         gradient, x, weight, transposed, groups, mask = args[0], args[1], args[2], args[7], args[9], args[10]
         times = int(mask[0]) + int(mask[1])
         return _convolution(weight, x if transposed else gradient, transposed, groups, read, written, times)
+    if packet in _LOOKUPS:
+        read = min(read, 2 * written)  # not the whole table
     return Op("move", 0, read, written)
 
 

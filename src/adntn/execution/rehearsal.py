@@ -104,7 +104,7 @@ class Rehearsal:
                     # What comes from above is not this layer's; an expanded number takes no memory.
                     above = torch.empty((), dtype=y.dtype, device=y.device).expand(y.shape)
                     gradients = torch.autograd.grad(y, wanted, above, allow_unused=True)
-                    handed_on = [gradient for gradient in gradients[:1] if wanted[0] is x]
+                    handed_on = [g for g in gradients[:1] if wanted[0] is x and g is not None]
         finally:
             self._keeps = True
         return tally.count([y, *handed_on])

@@ -111,18 +111,27 @@ class Planned(GeneratorModule):
         """The way for each number of positions, as :func:`adntn.execution_state` has it."""
         return self._way.choices
 
+    @property
+    def has_given_choices(self) -> bool:
+        """Whether the choices came from a file or from :func:`adntn.load_execution_state`."""
+        return self._given
+
+    @property
+    def chooses(self) -> bool:
+        """Whether there is anything to choose: ``execution="auto"``, and a weight that can run both ways."""
+        return self._execution == "auto" and self._work() is not None and self.split_obstacle is None
+
     def take_choices(self, choices: Choices) -> None:
         """Take choices that were made elsewhere, and keep them wherever the layer is moved.
 
         Raises:
-            ConfigError: a choice is ``"factored"``, and the weight has no split.
+            ConfigError: they differ from what the layer does, and it has nothing to choose.
         """
         work = self._work()
-        if work is None or self.split_obstacle is not None or self._execution != "auto":
-            if choices != self._way.choices:
-                raise ConfigError(f"choices {choices} are not possible: it runs {self._way}, {self._way.reason}.")
-            return
-        self._way, self._given = as_chosen(choices, work), True
+        if self.chooses and work is not None:
+            self._way, self._given = as_chosen(choices, work), True
+        elif choices != self.choices:
+            raise ConfigError(f"choices {choices} are not possible: it runs {self._way}, {self._way.reason}.")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         before = (self.device, self.dtype)

@@ -15,7 +15,7 @@ def constant(value: Any, number: float) -> Any:
 def machine(*, call: float, rate: float, bandwidth: float) -> Profile:
     """One on which every call takes as long, and all arithmetic is as fast."""
     rates = Rates(**{f.name: constant(getattr(shipped().float32, f.name), rate) for f in fields(Rates)})
-    calls = ("view", "move", "product", "item", "convolution", "making", "making_training")
+    calls = ("view", "move", "product", "item", "convolution", "convolutions", "making", "making_training")
     moved = {name: constant(getattr(shipped(), name), bandwidth) for name in ("read", "write")}
     return replace(shipped(), **dict.fromkeys(calls, call), autograd=3.0, float32=rates, bfloat16=rates, **moved)
 

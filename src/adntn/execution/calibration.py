@@ -1,4 +1,4 @@
-"""Measuring a machine, in less than half a second."""
+"""Measuring a machine, in about half a second."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adntn.execution.counting import Tally
-from adntn.execution.machine import BYTES, CHANNELS, POSITIONS, SIDES, Profile, Rates, Table, remember
+from adntn.execution.machine import BYTES, CHANNELS, IMAGES, POSITIONS, SIDES, Profile, Rates, Table, remember
 from adntn.generator import Generator
 from adntn.topology import GeneratorConfig
 
@@ -28,7 +28,7 @@ _CHAIN = 8
 def calibrate(device: torch.device | str = "cpu") -> Profile:
     """Measure the machine anew, and write the outcome into the user's cache folder.
 
-    It takes less than half a second and is done by itself before the first ``execution="auto"`` on a machine. Call it
+    It takes about half a second and is done by itself before the first ``execution="auto"`` on a machine. Call it
     where the first measurement was disturbed. Layers that are there already keep the ways that they have; set
     ``layer.execution = "auto"`` to choose again.
 
@@ -67,6 +67,7 @@ def _measure(device: torch.device) -> Profile:
         product=product,
         item=clock(lambda: stack @ stack) / len(stack),
         convolution=convolution,
+        convolutions=clock(lambda: F.conv2d(image.expand(IMAGES, -1, -1, -1), kernel, padding=1)),
         autograd=_autograd(clock, small, product),
         making=making,
         making_training=making_training,

@@ -13,7 +13,7 @@ import math
 import torch
 
 from adntn.execution.counting import Count, Op
-from adntn.execution.machine import BYTES, CHANNELS, POSITIONS, SIDES, Profile, Rates, Table
+from adntn.execution.machine import BYTES, CHANNELS, IMAGES, POSITIONS, SIDES, Profile, Rates, Table
 
 __all__ = ["applying_seconds", "making_seconds"]
 
@@ -56,7 +56,7 @@ def _call(op: Op, profile: Profile) -> float:
         case "product":
             return profile.product + (op.sizes[0] - 1) * profile.item
         case _:
-            return profile.convolution
+            return profile.convolution if op.images < IMAGES else profile.convolutions
 
 
 def _work(op: Op, profile: Profile, dtype: torch.dtype) -> float:

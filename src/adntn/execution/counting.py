@@ -40,6 +40,7 @@ class Op:
         written: bytes of what comes out.
         sizes: a product's (items, m, k, n), a convolution's (groups, positions, channels in, channels out), the last
             two in each group.
+        images: of a convolution.
     """
 
     kind: Kind
@@ -47,6 +48,7 @@ class Op:
     read: int = 0
     written: int = 0
     sizes: tuple[int, int, int, int] = (1, 1, 1, 1)
+    images: int = 1
 
     def __str__(self) -> str:
         items, _, k, n = self.sizes
@@ -173,7 +175,8 @@ def _convolution(
     positions = over.shape[0] * math.prod(over.shape[2:])
     rows, columns = (second, first // groups) if transposed else (first // groups, second)
     kind: Kind = "kernel" if math.prod(kernel) > 1 else "pointwise"
-    return Op(kind, 2 * times * weight.numel() * positions, read, written, (groups, positions, columns, rows))
+    flops = 2 * times * weight.numel() * positions
+    return Op(kind, flops, read, written, (groups, positions, columns, rows), over.shape[0])
 
 
 def _is_view(given: Iterable[Tensor], made: Iterable[Tensor]) -> bool:

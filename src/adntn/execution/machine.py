@@ -26,6 +26,7 @@ import torch
 __all__ = [
     "BYTES",
     "CHANNELS",
+    "IMAGES",
     "POSITIONS",
     "SIDES",
     "Profile",
@@ -43,6 +44,8 @@ __all__ = [
 SIDES = (1, 4, 16, 64, 256)
 #: Channels and positions of the convolutions.
 CHANNELS, POSITIONS = (4, 16, 64, 256), (4, 64, 512)
+#: So many images make a batch: on one thread torch takes another library for fewer.
+IMAGES = 16
 #: Bytes of the arrays that are read and written. For the last, systems give out new pages each time.
 BYTES = (1 << 14, 1 << 18, 1 << 22, 1 << 24, 3 << 24)
 
@@ -78,7 +81,8 @@ class Profile:
         move: of a call on a few numbers.
         product: of a small matrix product.
         item: of each further small product in a batch of them.
-        convolution: of a small convolution.
+        convolution: of a small convolution of one image.
+        convolutions: of one of :data:`IMAGES`.
         autograd: how many times as long a call takes with its graph and its backward pass.
         making: seconds of each call in making factors or a weight.
         making_training: the same with the graph and the backward pass that belong to it.
@@ -93,6 +97,7 @@ class Profile:
     product: float
     item: float
     convolution: float
+    convolutions: float
     autograd: float
     making: float
     making_training: float

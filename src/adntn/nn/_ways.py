@@ -28,7 +28,7 @@ class Planned(GeneratorModule):
 
     _execution: str = ""
     _way: Way
-    _given: bool
+    _given: bool = False
 
     @property
     def execution(self) -> str:

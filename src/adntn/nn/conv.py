@@ -38,7 +38,7 @@ class ConvolutionLayer(GeneratedLayer, _ConvNd):  # type: ignore[override, misc]
 
     def probe(self, positions: int) -> Tensor:
         dims = len(self.kernel_size)
-        side = 8
+        side = 4  # of a map deep in a network, where most channels are
         while side > 1 and side**dims > positions:
             side //= 2
         batch = -(-positions // side**dims)

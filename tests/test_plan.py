@@ -167,6 +167,15 @@ def test_mistakes_are_met_with_what_would_work(layer: Any, shape: Any, error: ty
         adntn.plan(layer, shape)
 
 
+def test_a_plan_can_be_made_where_gradients_are_off() -> None:
+    layer = Linear(64, 64)
+    expected = adntn.plan(layer, (3, 64))
+    with torch.inference_mode():
+        assert adntn.plan(layer, (3, 64)) == expected
+    with adntn.cached(layer):
+        assert adntn.plan(layer, (3, 64)) == expected
+
+
 def test_an_unknown_mode_is_met_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match="Did you mean 'kept'"):
         adntn.plan(Linear(8, 8), (1, 8), mode="keep")

@@ -132,7 +132,8 @@ def plan(layer: nn.Module, input_shape: Sequence[int], *, mode: str | None = Non
     for name, part in parts.items():
         # An attention's keys and values may have sizes of their own.
         own = (*shape[:-1], part.shape[1]) if name else shape
-        found, positions = _alternatives(name, part, own, modes)
+        with torch.inference_mode(False):  # where there is no backward pass to count
+            found, positions = _alternatives(name, part, own, modes)
         rows += found
         reasons += _reasons(name, part, found)
     if isinstance(layer, MultiheadAttention):

@@ -32,9 +32,12 @@ class ConvolutionLayer(GeneratedLayer, _ConvNd):  # type: ignore[override, misc]
         return (self.stride, self.padding, self.dilation, self.groups, self.padding_mode, self.output_padding)
 
     def _positions(self, input: Tensor) -> int:
-        dims = len(self.kernel_size)
-        sizes = input.shape[-dims:]
-        return input.numel() // math.prod(sizes) // self.in_channels * math.prod(self._map(sizes))
+        # Each step costs a layer's call some of a microsecond, so there are few.
+        dims, shape = len(self.kernel_size), input.shape
+        count = shape[0] if len(shape) > dims + 1 else 1
+        for size in shape[-dims:]:
+            count *= size
+        return count
 
     def probe(self, positions: int) -> Tensor:
         dims = len(self.kernel_size)
@@ -47,10 +50,6 @@ class ConvolutionLayer(GeneratedLayer, _ConvNd):  # type: ignore[override, misc]
     def _size_for(self, side: int) -> list[int]:
         """Return the sizes of an input with that many positions along each axis, or more where it needs be."""
         return [side] * len(self.kernel_size)
-
-    def _map(self, sizes: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the sizes of the map of positions that belongs to an input of these sizes."""
-        return sizes
 
     @staticmethod
     def _refuse_empty(in_channels: int, out_channels: int) -> None:
@@ -88,9 +87,15 @@ class _Conv(ConvolutionLayer):
         )
         self._build(template, config, execution, device, dtype)
 
-    def _map(self, sizes: tuple[int, ...]) -> tuple[int, ...]:
-        each = zip(sizes, self._reach(), self.stride, strict=True)
-        return tuple((size - reach) // stride + 1 for size, reach, stride in each)
+    def _positions(self, input: Tensor) -> int:
+        dims, shape = len(self.kernel_size), input.shape
+        count = shape[0] if len(shape) > dims + 1 else 1
+        pad = self._reversed_padding_repeated_twice
+        for axis in range(-dims, 0):
+            reach = self.dilation[axis] * (self.kernel_size[axis] - 1)
+            around = pad[-1 - 2 * (axis + dims)] + pad[-2 - 2 * (axis + dims)]
+            count *= (shape[axis] + around - reach - 1) // self.stride[axis] + 1
+        return count
 
     def _size_for(self, side: int) -> list[int]:
         # Reflected and wrapped padding is taken from the input, which has to have that much.

@@ -119,6 +119,16 @@ def test_times_are_those_of_the_machine() -> None:
     assert free[0].seconds < free[1].seconds < 1e-3 < dear[1].seconds < dear[0].seconds
 
 
+def test_an_embedding_keeps_the_whole_of_a_and_looks_up_rows_of_it() -> None:
+    layer = Embedding(4096, 512, config=GeneratorConfig(order="blocked"), device="meta")
+    rows = {row.mode: row for row in adntn.plan(layer, (5, 3)).rows if row.way == "factored"}
+    a, c, b = layer.factors()
+    assert rows["kept"].flops == 2 * 15 * (c.numel() + b.numel())
+    kept = 4 * (a.numel() + c.numel() + b.numel())
+    assert kept <= rows["kept"].peak < 1.1 * kept
+    assert rows["kept"].calls < rows["rebuilt"].calls / 4
+
+
 def test_an_attention_has_a_row_for_each_projection() -> None:
     found = adntn.plan(MultiheadAttention(64, 4, kdim=32, vdim=16), (10, 2, 64), mode="kept")
     assert {row.part for row in found.rows} == {"q_proj", "k_proj", "v_proj", "out_proj"}

@@ -13,8 +13,7 @@ from adntn.describe import generated_weights
 from adntn.errors import ConfigError, ShapeError, check_choice
 from adntn.execution.choices import MODES, WAYS
 from adntn.execution.cost import applying_seconds, making_seconds
-from adntn.execution.counting import Count
-from adntn.execution.machine import Profile, profile_for, shipped
+from adntn.execution.machine import profile_for, shipped
 from adntn.execution.rehearsal import Rehearsal
 from adntn.generator import Generator
 from adntn.nn import Embedding, GeneratedLayer, GeneratedParameter, GeneratedWeight, Linear, MultiheadAttention
@@ -186,35 +185,29 @@ def _alternatives(
             line = str(error).partition("\n")[0]
             raise ShapeError(f"an input of shape {shape} does not fit {layer!r}: {line}") from None
         for mode in modes:
-            count = _count(run, applying, x, mode)
+            training = mode == "training"
+            if mode == "kept":
+                count = own = run.kept(x)
+                making = 0.0
+            else:
+                count, own = run.whole(x, training=training), applying
+                making = making_seconds(run.making, profile, training=training)
             rows.append(
                 Alternative(
-                    name,
-                    mode,
-                    way,
-                    " ".join(str(op) for op, times in applying.ops for _ in range(times) if op.flops),
-                    count.calls,
-                    count.flops,
-                    count.moved,
-                    count.peak,
-                    _seconds(run, applying, profile, layer.dtype, mode),
-                    way == layer.way_for(positions, mode),
+                    part=name,
+                    mode=mode,
+                    way=way,
+                    products=" ".join(str(op) for op, times in own.ops for _ in range(times) if op.flops),
+                    calls=count.calls,
+                    flops=count.flops,
+                    bytes=count.moved,
+                    peak=count.peak,
+                    seconds=making + applying_seconds(own, profile, layer.dtype, training=training),
+                    taken=way == layer.way_for(positions, mode),
                 )
             )
     rows.sort(key=lambda row: MODES.index(row.mode))
     return rows, positions
-
-
-def _count(run: Rehearsal, applying: Count, x: torch.Tensor, mode: str) -> Count:
-    if mode == "kept":
-        return Count(applying.ops, applying.peak + run.kept_bytes)
-    return run.whole(x, training=mode == "training")
-
-
-def _seconds(run: Rehearsal, applying: Count, profile: Profile, dtype: torch.dtype, mode: str) -> float:
-    training = mode == "training"
-    making = 0.0 if mode == "kept" else making_seconds(run.making, profile, training=training)
-    return making + applying_seconds(applying, profile, dtype, training=training)
 
 
 def _reasons(name: str, layer: GeneratedWeight, rows: Sequence[Alternative]) -> list[str]:

@@ -19,7 +19,7 @@ SAMPLES = (1, 64, 1024, 16384)
 
 
 class Performer(Protocol):
-    """A layer on the meta device, made for this: :class:`Rehearsal` puts a ``_keep`` of its own into it."""
+    """A layer on the meta device, made for this: :class:`Rehearsal` puts functions of its own into it."""
 
     execution: str
 
@@ -87,6 +87,17 @@ class Rehearsal:
         with torch.no_grad(), tally:
             y = self._layer.forward(x)
         return tally.count([y])
+
+    def kept(self, x: Tensor) -> Count:
+        """Return what a call does where things are kept, which hold memory all the time."""
+        object.__setattr__(self._layer, "_is_kept", lambda: True)
+        try:
+            with torch.no_grad():
+                self._layer.forward(x)  # makes what is kept only here: all rows of an embedding
+            count = self.applying(x)
+        finally:
+            object.__delattr__(self._layer, "_is_kept")
+        return Count(count.ops, count.peak + self.kept_bytes)
 
     def whole(self, x: Tensor, *, training: bool) -> Count:
         """Return all that a call does where nothing is kept, with its backward pass in training."""

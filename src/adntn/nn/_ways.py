@@ -93,7 +93,10 @@ class Planned(GeneratorModule):
     def _mode(self) -> str:
         if torch.is_grad_enabled():
             return "training"
-        return "kept" if is_kept(self) else "rebuilt"
+        return "kept" if self._is_kept() else "rebuilt"
+
+    def _is_kept(self) -> bool:
+        return is_kept(self)
 
     def _runs_factored(self, input: Tensor) -> bool:
         steps: Steps = getattr(self._way.choices, self._mode())

@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal
 
 import torch
+import torch._prims_common
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -24,6 +25,12 @@ aten = torch.ops.aten
 # Where the first matrix of a product stands among the arguments.
 _PRODUCTS = {aten.mm: 0, aten.bmm: 0, aten.mv: 0, aten.addmm: 1, aten.baddbmm: 1, aten.addmv: 1}
 _CONVOLUTIONS = (aten.convolution, aten._convolution)
+# On the meta device torch does these in Python, with an import of dynamo before the first, which takes seconds.
+_ELEMENTWISE = {
+    *(aten.mul.Tensor, aten.mul.Scalar, aten.add.Tensor, aten.sub.Tensor, aten.div.Tensor),
+    *(aten.sin.default, aten.cos.default, aten.tanh.default, aten.exp.default, aten.sigmoid.default),
+    *(aten.relu.default, aten.elu.default, aten.gelu.default, aten.silu.default, aten.neg.default),
+}
 _LOOKUPS = (aten.embedding, aten.index_select, aten.index, aten.gather)
 _ALLOCATIONS = (aten.empty, aten.new_empty, aten.empty_like, aten.empty_strided, aten.new_empty_strided)
 
@@ -96,14 +103,21 @@ class Tally(TorchDispatchMode):
         self.peak = self._held = 0
         self._live: dict[int, weakref.ref[Any]] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Nothing is compiled here, and to tell dynamo so imports it, which takes seconds.
+        return False
+
     def count(self, without: Iterable[Tensor] = ()) -> Count:
         """Return what was done; the peak leaves out what is handed on, which every way has to make."""
         handed_on = sum(t.untyped_storage().nbytes() for t in without if t.untyped_storage()._cdata in self._live)
         return Count(tuple(Counter(self.ops).items()), self.peak - handed_on)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
         given = list(tensors_in([*args, *kwargs.values()] if kwargs else args))
+        result = _on_meta(func, args, kwargs, given)
+        if result is None:
+            result = func(*args, **(kwargs or {}))
         made = list(tensors_in(result))
         if made:
             self.ops.append(_op(func, args, given, made))
@@ -141,6 +155,36 @@ def tensors_in(value: object) -> Iterator[Tensor]:
         yield from tensors_in(list(value.values()))
     elif is_dataclass(value) and not isinstance(value, type):
         yield from tensors_in([getattr(value, field.name) for field in fields(value)])
+
+
+def _on_meta(func: Any, args: Any, kwargs: Any, given: list[Tensor]) -> Tensor | None:
+    """Return what some operations make on the meta device; None where torch has to say."""
+    if func is aten.eye.default and kwargs and torch.device(kwargs.get("device") or "cpu").type == "meta":
+        return torch.empty(args[0], args[0], dtype=kwargs.get("dtype"), device="meta")
+    if not given or len({t.dtype for t in given}) != 1 or not all(t.is_meta for t in given):
+        return None
+    if func in _ELEMENTWISE and given[0].is_floating_point():
+        if not all(map(_in_order, given)):
+            return _like(torch.broadcast_tensors(*given))
+        shape = torch.broadcast_shapes(*(t.shape for t in given))
+    elif func is aten.addmm.default and given[1].shape[1] == given[2].shape[0]:
+        shape = torch.Size((given[1].shape[0], given[2].shape[1]))
+    else:
+        return None
+    return torch.empty(shape, dtype=given[0].dtype, device="meta")
+
+
+def _like(given: Sequence[Tensor]) -> Tensor | None:
+    """Return an array in the memory order that torch gives to what it makes of these."""
+    find = getattr(torch._prims_common, "compute_elementwise_output_strides", None)
+    if find is None:
+        return None
+    return torch.empty_strided(given[0].shape, find(*given), dtype=given[0].dtype, device="meta")
+
+
+def _in_order(tensor: Tensor) -> bool:
+    steps = [step for size, step in zip(tensor.shape, tensor.stride(), strict=True) if size > 1 and step]
+    return steps == sorted(steps, reverse=True)
 
 
 def _op(func: Any, args: Any, given: list[Tensor], made: list[Tensor]) -> Op:

@@ -62,7 +62,7 @@ class Rehearsal:
         self._making = Tally()
         layer.execution = way
         object.__setattr__(layer, "_keep", self._keep)
-        with torch.no_grad():
+        with torch.no_grad(), Tally():
             layer.forward(layer.probe(1))
         self.making = self._making.count()
 

@@ -62,6 +62,12 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return all(other[name].dtype == tensor.dtype and torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
+def header(path: Path) -> dict[str, Any]:
+    with safe_open(path, framework="pt") as file:
+        values: dict[str, Any] = json.loads(file.metadata()["adntn"])
+    return values
+
+
 def rewrite(path: Path, edit: Callable[[dict[str, Any], dict[str, Tensor]], None]) -> None:
     """Edit the header and tensors of a file, and sign it anew as ``save`` would."""
     with safe_open(path, framework="pt") as file:

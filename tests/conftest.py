@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -11,6 +12,9 @@ from hypothesis import settings
 
 from adntn.activations import parameter_shapes, registry
 from adntn.contraction import circuit, plan, readout, segments
+
+# By arithmetic alone, or the ways that layers take would depend on the machine. Processes that tests start have it too.
+os.environ["ADNTN_MACHINE"] = "none"
 
 settings.register_profile("adntn", deadline=None, derandomize=True, max_examples=60)
 settings.register_profile("thorough", deadline=None, max_examples=2000)  # pytest --hypothesis-profile=thorough

@@ -116,7 +116,7 @@ class _Into(nn.Module):
         (torch.empty(6, 8, device="meta"), ConfigError, "torch.float32 on meta"),
         (torch.empty(8).expand(6, 8), ConfigError, r"strides \(0, 1\)"),
     ],
-    ids=str,
+    ids=["transposed", "flat", "float64", "meta", "stride 0"],
 )
 @torch.no_grad()
 def test_memory_that_does_not_fit_is_refused(memory: Tensor, error: type[Exception], named: str) -> None:

@@ -36,7 +36,7 @@ def test_the_file_is_safetensors_with_the_names_of_the_state_dict(path: Path) ->
     assert same(load_file(path), state(model))
     with safe_open(path, framework="pt") as file:
         header = json.loads(file.metadata()["adntn"])
-    assert header["format"] == 1
+    assert header["format"] == 3
     assert set(header["layers"]) == {"conv", "head.0"}
     assert GeneratorConfig.from_dict(header["layers"]["conv"]["config"]) == CONFIG
     assert header["layers"]["conv"]["shape"] == [8, 3, 3, 3]

@@ -14,6 +14,8 @@ import re
 import tempfile
 from pathlib import Path
 
+from adntn.execution.machine import shipped, using
+
 DOCS = Path(__file__).parents[1]
 GUIDES = ("choosing", "how-it-runs", "split", "gpu")
 PAGES = (*(DOCS / f"{name}.md" for name in GUIDES), *sorted((DOCS / "tutorials").glob("*.md")))
@@ -27,7 +29,9 @@ def run(page: Path) -> list[str]:
     names: dict[str, object] = {"__name__": page.stem}
     printed = []
     before = Path.cwd()
-    with tempfile.TemporaryDirectory() as folder:
+    # One page shows what is chosen by the profile that the library brings along; the others leave machines out of it.
+    profile = shipped() if page.stem == "how-it-runs" else None
+    with tempfile.TemporaryDirectory() as folder, using(profile):
         os.chdir(folder)
         try:
             for block in BLOCK.finditer(page.read_text()):

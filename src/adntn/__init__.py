@@ -11,7 +11,7 @@ from __future__ import annotations
 from adntn import adjoint, losses, nn
 from adntn._version import __version__
 from adntn.activations import register_activation
-from adntn.checkpoint import load, save
+from adntn.checkpoint import execution_state, load, load_execution_state, save
 from adntn.compress import cached, compress_, materialize
 from adntn.describe import CompressionReport, describe
 from adntn.errors import (
@@ -23,11 +23,13 @@ from adntn.errors import (
     GeneratorTooLargeError,
     ShapeError,
 )
+from adntn.execution.calibration import calibrate
 from adntn.fit import FitOptions, FitReport, fit_
 from adntn.generator import Generator
 from adntn.growth import GrowthReport, grow_
 from adntn.health import Health, diagnose
 from adntn.initialize import stable_rank
+from adntn.plan import ExecutionPlan, plan
 from adntn.ranks import CutRank, cut_bound, cut_ranks
 from adntn.topology import GeneratorConfig
 
@@ -39,6 +41,7 @@ __all__ = [
     "ConfigError",
     "CutRank",
     "EntryIndexError",
+    "ExecutionPlan",
     "FitOptions",
     "FitReport",
     "Generator",
@@ -50,17 +53,21 @@ __all__ = [
     "__version__",
     "adjoint",
     "cached",
+    "calibrate",
     "compress_",
     "cut_bound",
     "cut_ranks",
     "describe",
     "diagnose",
+    "execution_state",
     "fit_",
     "grow_",
     "load",
+    "load_execution_state",
     "losses",
     "materialize",
     "nn",
+    "plan",
     "register_activation",
     "save",
     "stable_rank",

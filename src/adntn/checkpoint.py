@@ -7,20 +7,21 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from adntn.describe import generated_weights, plain_name
 from adntn.errors import CheckpointError, CompressionError, ConfigError, ShapeError
-from adntn.exchange import Wanted, build, put_in_place
+from adntn.exchange import Replacement, Wanted, build, put_in_place
+from adntn.execution.choices import Choices
 from adntn.nn import GeneratedWeight
 from adntn.savefile import FORMAT_VERSION, Content, Entry, read, write, writing
 from adntn.targets import Place, Places, compiled_alone, find_places, held_by_optimizer
 from adntn.topology import Blueprint
 
-__all__ = ["FORMAT_VERSION", "load", "save", "writing"]
+__all__ = ["FORMAT_VERSION", "execution_state", "load", "load_execution_state", "save", "writing"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -128,7 +129,10 @@ def load(model: Model, path: str | os.PathLike[str]) -> Model:
         wanted = _wanted(path, content, generated, model)
         _check_places(path, wanted, model)
         _check_tensors(path, content, model, wanted)
-        put_in_place(build(wanted, generated))
+        replacements = build(wanted, generated)
+        for name, weight in _new_weights(replacements).items():
+            _take(weight, content.entries[name])
+        put_in_place(replacements)
     except (ConfigError, ShapeError, CompressionError) as error:
         raise CheckpointError(f"{path}: {error}") from error
     with torch.no_grad():
@@ -137,8 +141,24 @@ def load(model: Model, path: str | os.PathLike[str]) -> Model:
             tensor.copy_(content.tensors[content.aliases.get(name, name)])
     for name, entry in content.entries.items():
         if name in generated:
-            generated[name].execution = entry.execution
+            _take(generated[name], entry)
     return model
+
+
+def _take(weight: GeneratedWeight, entry: Entry) -> None:
+    """Run a weight as a file says."""
+    weight.execution = entry.execution
+    if entry.choices is not None:
+        weight.take_choices(entry.choices)
+
+
+def _new_weights(replacements: Sequence[Replacement]) -> dict[str, GeneratedWeight]:
+    """Return what is generated in modules that are not in the model yet, by the names that it will have there."""
+    return {
+        ".".join(filter(None, (each.place.name, name))): weight
+        for each in replacements
+        for name, weight in generated_weights(each.new).items()
+    }
 
 
 def _wanted(path: Path, content: Content, generated: Mapping[str, GeneratedWeight], model: nn.Module) -> list[Wanted]:
@@ -177,7 +197,7 @@ def _check_generated(path: Path, entry: Entry, weight: GeneratedWeight) -> None:
             f"{path}: {entry.name!r} is generated with shape {_rows(entry)} and {entry.config} in the file, "
             f"with shape {_rows(here)} and {here.config} in the model."
         )
-    copy.copy(weight).execution = entry.execution  # raises where that is impossible
+    _take(copy.copy(weight), entry)  # raises where that is impossible
 
 
 def _rows(entry: Entry) -> str:
@@ -276,3 +296,62 @@ def _check_tensors(path: Path, content: Content, model: nn.Module, wanted: Seque
 
 def _same(one: Tensor, other: Tensor) -> bool:
     return one is other or (one.dtype == other.dtype and torch.equal(one, other))
+
+
+# --- how it runs, for training loops of one's own -------------------------------------------------------------------
+
+
+def execution_state(model: nn.Module) -> dict[str, Any]:
+    """Return how each generated layer of a model runs, to be stored with a checkpoint of one's own.
+
+    A ``state_dict`` has parameters only. With this beside it a resumed run takes the same ways, on whatever machine it
+    is resumed; :func:`save` and the training runs of :mod:`adntn.training` store it by themselves.
+
+    Args:
+        model: with generated layers; a compiled one is seen through.
+
+    Returns:
+        Dictionaries, lists, texts and numbers, as JSON takes them.
+
+    Example:
+        >>> torch.save({"model": model.state_dict(), "execution": adntn.execution_state(model)}, "last.pt")
+    """
+    named = generated_weights(model).items()
+    return {name: {"execution": weight.execution, "choices": weight.choices.to_dict()} for name, weight in named}
+
+
+def load_execution_state(model: nn.Module, state: Mapping[str, Any]) -> None:
+    """Let each generated layer of a model run as :func:`execution_state` says.
+
+    Args:
+        model: with the same generated layers.
+        state: what :func:`execution_state` returned.
+
+    Raises:
+        CheckpointError: the layers are others, or the state is not one that this library wrote. Nothing is changed.
+
+    Example:
+        >>> adntn.load_execution_state(model, checkpoint["execution"])
+    """
+    generated = generated_weights(model)
+    if not isinstance(state, Mapping):
+        raise CheckpointError(f"a {type(state).__name__} is no execution state; give what execution_state returned.")
+    if state.keys() != generated.keys():
+        missing, other = sorted(generated.keys() - state.keys()), sorted(map(str, state.keys() - generated.keys()))
+        raise CheckpointError(
+            f"the execution state is of another model: {', '.join(missing[:4]) or 'nothing'} missing in it, "
+            f"{', '.join(other[:4]) or 'nothing'} not generated in the model."
+        )
+    taken: list[tuple[GeneratedWeight, str, Choices]] = []
+    for name, weight in generated.items():
+        try:
+            execution, choices = state[name]["execution"], Choices.from_dict(state[name]["choices"])
+            trial = copy.copy(weight)
+            trial.execution = execution
+            trial.take_choices(choices)
+        except (ConfigError, KeyError, TypeError) as error:
+            raise CheckpointError(f"the execution state of {name!r} is not possible: {error}") from error
+        taken.append((weight, execution, choices))
+    for weight, execution, choices in taken:
+        weight.execution = execution
+        weight.take_choices(choices)

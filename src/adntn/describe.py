@@ -48,8 +48,9 @@ class LayerReport:
         dense_bytes: bytes of the dense weight.
         generated_bytes: bytes of the generator's parameters, and of the seed of a random projection.
         rank_bound: the greatest rank that the weight can have.
-        way: how the layer runs, ``"factored"`` or ``"dense"``.
+        way: how the layer runs with many positions in training, ``"factored"`` or ``"dense"``.
         reason: why it runs so.
+        least: from how many positions on.
         fit: how near its generator came to the dense weight, where it was fitted.
     """
 
@@ -65,7 +66,13 @@ class LayerReport:
     rank_bound: int
     way: str
     reason: str
+    least: int = 1
     fit: FitReport | None = None
+
+    @property
+    def runs(self) -> str:
+        """The way, and from how many positions on where it is not taken for fewer."""
+        return self.way if self.least == 1 else f"{self.way} from {self.least:,}"
 
     @property
     def ratio(self) -> float:
@@ -119,7 +126,7 @@ class CompressionReport:
                 f"{row.ratio:,.1f}x" if row.generated else "shared",
                 f"{row.generated_bytes:,}",
                 f"{row.rank_bound:,}",
-                row.way,
+                row.runs,
             )
             for row in self.layers
         ]
@@ -175,6 +182,7 @@ def describe(model: nn.Module, fits: Mapping[Network, FitReport] | None = None) 
                 rank_bound=layer.rank_bound(),
                 way=layer.way.name,
                 reason=layer.way.reason,
+                least=layer.choices.training[-1][0],
                 fit=(fits or {}).get(layer._network),
             )
         )

@@ -23,15 +23,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from adntn.errors import AdntnError, CheckpointError
-from adntn.execution.plan import EXECUTIONS
+from adntn.execution.choices import EXECUTIONS, Choices
 from adntn.nn import GeneratedWeight
 from adntn.topology import GeneratorConfig
 
 __all__ = ["FORMAT_VERSION", "Content", "Entry", "digest", "read", "write", "writing"]
 
-#: 2 has weights that share rows of one generator, attentions, and parameters of modules without a class of their own. A
-#: file without them is still written as 1, which older versions read.
-FORMAT_VERSION = 2
+#: 2 has weights that share rows of one generator, attentions, and parameters of modules without a class of their own; 3
+#: has the ways that were chosen. A file without them is still written as 1 or 2, which older versions read.
+FORMAT_VERSION = 3
 _HEADER = "adntn"
 _DIGEST = "adntn.sha256"
 
@@ -67,6 +67,7 @@ class Entry:
         config: of its generator.
         execution: of its layer.
         rows: which rows of all that are its own; None for all of them.
+        choices: the ways that ``execution="auto"`` chose; None where there was nothing to choose.
     """
 
     name: str
@@ -75,10 +76,12 @@ class Entry:
     config: GeneratorConfig
     execution: str
     rows: tuple[int, int] | None = None
+    choices: Choices | None = None
 
     @classmethod
     def of(cls, name: str, weight: GeneratedWeight) -> Entry:
-        return cls(name, weight.kind, weight.blueprint.shape, weight.config, weight.execution, weight.rows)
+        choices = weight.choices if weight.chooses else None
+        return cls(name, weight.kind, weight.blueprint.shape, weight.config, weight.execution, weight.rows, choices)
 
     @property
     def own_shape(self) -> tuple[int, ...]:
@@ -88,16 +91,22 @@ class Entry:
     @property
     def format(self) -> int:
         """The first version of the format that has such weights."""
+        if self.choices is not None:
+            return 3
         return 1 if self.rows is None and self.kind not in ("MultiheadAttention", "parameter") else 2
 
     def to_dict(self) -> dict[str, Any]:
-        values = {
+        values: dict[str, Any] = {
             "kind": self.kind,
             "shape": list(self.shape),
             "config": self.config.to_dict(),
             "execution": self.execution,
         }
-        return values if self.rows is None else {**values, "rows": list(self.rows)}
+        if self.rows is not None:
+            values["rows"] = list(self.rows)
+        if self.choices is not None:
+            values["choices"] = self.choices.to_dict()
+        return values
 
     @classmethod
     def from_dict(cls, name: str, values: Mapping[str, Any]) -> Entry:
@@ -110,7 +119,12 @@ class Entry:
         if not possible:
             raise CheckpointError(f"the entry of {name!r} is not one that this library writes.")
         config = GeneratorConfig.from_dict(values["config"])
-        return cls(name, kind, tuple(shape), config, execution, None if rows is None else (rows[0], rows[1]))
+        own = None if rows is None else (rows[0], rows[1])
+        choices = values.get("choices")
+        if choices is not None and execution != "auto":
+            raise CheckpointError(f"the entry of {name!r} has choices, and execution={execution!r} leaves none.")
+        chosen = None if choices is None else Choices.from_dict(choices)
+        return cls(name, kind, tuple(shape), config, execution, own, chosen)
 
 
 # --- writing --------------------------------------------------------------------------------------------------------

@@ -21,6 +21,10 @@ from conformance_layers import (
 )
 from torch import Tensor, nn
 
+import adntn
+from adntn.execution.choices import MODES
+from adntn.execution.machine import shipped, using
+
 
 def differentiable(x: Tensor) -> Tensor:
     """Ask for the gradient by an input that has one."""
@@ -32,6 +36,21 @@ def test_a_layer_takes_the_cheaper_way_by_itself(layer: LayerCase) -> None:
     module = layer.build()
     assert module.execution == "auto"
     assert module.way.name == layer.way
+
+
+@every_layer
+def test_a_layer_gives_torchs_outputs_whichever_way_a_machine_chooses(layer: LayerCase) -> None:
+    with using(shipped()):
+        module = layer.build()
+    ways = {module.way_for(1 << power, mode) for power in range(25) for mode in MODES}
+    assert ways <= ({"factored", "dense"} if module.chooses else {module.way.name})
+    x = layer.make_input()
+    expected = torchs_own(module, x, module.generate())
+    assert relative_error(module(x), expected) < 1e-12
+    with torch.no_grad():
+        assert relative_error(module(x), expected) < 1e-12
+    with adntn.cached(module):
+        assert relative_error(module(x), expected) < 1e-12
 
 
 @every_layer_and_way

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import math
 import signal
 from typing import Any
 
 import pytest
 import torch
+from profiles import DEAR_CALLS, FREE_CALLS
 from torch import Tensor, nn
 
 from adntn import GeneratorConfig, compress_
 from adntn.errors import ConfigError
+from adntn.execution.choices import Choices
+from adntn.execution.machine import using
 from adntn.experiments.controls import freeze_weights_
 from adntn.experiments.models import SmallCNN
 from adntn.nn import GeneratedLayer
-from adntn.training.classify import Batches, Fitted, Recipe, augment, fit, parameter_groups
+from adntn.training.classify import Batches, Fitted, Recipe, _Classifier, augment, fit, parameter_groups
 
 # --- the recipe -----------------------------------------------------------------------------------------------------
 
@@ -305,3 +309,22 @@ def test_ctrl_c_stops_the_caller_as_usual_and_the_next_one_is_heard() -> None:
             assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_a_checkpoint_says_how_the_layers_run_and_a_resumed_run_takes_the_same_ways() -> None:
+    def module() -> _Classifier:
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64))
+        compress_(model, targets=["1"])
+        return _Classifier(model, Recipe(), 64, torch.zeros(1), torch.ones(1), 1)
+
+    with using(FREE_CALLS):
+        first = module()
+    checkpoint: dict[str, Any] = {}
+    first.on_save_checkpoint(checkpoint)
+    with using(DEAR_CALLS):
+        resumed = module()
+        assert resumed.model[1].choices != first.model[1].choices
+        resumed.on_load_checkpoint({})
+        assert resumed.model[1].choices == Choices.only("dense")
+        resumed.on_load_checkpoint(json.loads(json.dumps(checkpoint)))
+    assert resumed.model[1].choices == first.model[1].choices

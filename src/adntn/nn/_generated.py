@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from adntn.errors import CompressionError, ConfigError, ShapeError
 from adntn.execution.cache import is_kept, keep
 from adntn.execution.factored import Factors
-from adntn.execution.plan import Way, Work, choose, multiply_adds
 from adntn.execution.staged import FEW, SMALL, Staged
 from adntn.generator import Generator, GeneratorModule
 from adntn.memory import check_out
+from adntn.nn._ways import MODULE_STATE, Planned
 from adntn.topology import GeneratorConfig
 
 __all__ = ["GeneratedLayer", "GeneratedWeight", "Source", "StandIn", "dense_weight", "plain_weight", "rows_of"]
@@ -23,20 +23,19 @@ Rows = tuple[int, int]
 #: What makes a weight: root and cores, and which of the rows that they make; None for all.
 Source = tuple[GeneratorModule, Rows | None]
 
-# What nn.Module keeps for itself; everything else in a layer's __dict__ describes the layer: sizes, stride, padding ...
-_MODULE_STATE = frozenset(vars(nn.Module()))
-
 # What a generated layer adds to that.
 _OWN = (
     *("blueprint", "std", "rows", "dense_type", "_network", "_paths"),
-    *("_backward", "_execution", "_way", "_zero_rows"),
+    *("_backward", "_execution", "_way", "_given", "_zero_rows"),
 )
+
+Value = TypeVar("Value")
 
 
 def _copy_description(source: nn.Module, target: nn.Module, leave: tuple[str, ...] = ()) -> None:
     """Copy a layer's options and hooks, without parameters, buffers and children."""
     for name, value in vars(source).items():
-        if (name not in _MODULE_STATE or "hook" in name) and name not in leave:
+        if (name not in MODULE_STATE or "hook" in name) and name not in leave:
             object.__setattr__(target, name, value)
 
 
@@ -58,7 +57,7 @@ def rows_of(factors: Factors, start: int, stop: int) -> Factors | None:
     return None if start % size or stop % size else (a[first:last], c[first:last], b[first:last])
 
 
-class GeneratedWeight(GeneratorModule):
+class GeneratedWeight(Planned):
     """Root and cores that stand for one weight of a model: for all that they make, or for some rows of it (Eq. 6).
 
     Attributes:
@@ -68,33 +67,6 @@ class GeneratedWeight(GeneratorModule):
 
     kind: str
     rows: Rows | None = None
-
-    @property
-    def execution(self) -> str:
-        """How it was asked to run: ``"auto"``, ``"factored"`` or ``"dense"``."""
-        return self._execution
-
-    @execution.setter
-    def execution(self, value: str) -> None:
-        self._way = self.would_run(value)
-        self._execution = value
-
-    def would_run(self, execution: str) -> Way:
-        """Return how it would run if it were asked for this execution.
-
-        Raises:
-            ConfigError: the execution is unknown, or ``"factored"`` where the weight has no split.
-        """
-        return choose(execution, self, self._work())
-
-    def _work(self) -> Work | None:
-        """Return what ``execution="auto"`` compares; None where there is nothing to compare."""
-        return multiply_adds(self)
-
-    @property
-    def way(self) -> Way:
-        """How it runs, and why."""
-        return self._way
 
     def _take(self, source: Source) -> None:
         """Register another module's root and cores as this one's too."""
@@ -163,10 +135,10 @@ class GeneratedWeight(GeneratorModule):
     def weight(self) -> Tensor:
         """The generated weight, made anew at each access; read-only."""
         # All rows are kept, not these: other weights have others of the same generator.
-        return self._cut(keep(self, "weight", self._whole))
+        return self._cut(self._keep("weight", self._whole))
 
     def _factors(self) -> Factors:
-        factors = self._cut_factors(keep(self, "factors", self._whole_factors))
+        factors = self._cut_factors(self._keep("factors", self._whole_factors))
         assert factors is not None  # choose() does not take this way otherwise
         return factors
 
@@ -180,8 +152,12 @@ class GeneratedWeight(GeneratorModule):
             return None
         if positions < FEW and is_kept(self) and outer.rank * outer.made + inner.rank * inner.made <= SMALL:
             return None
-        whole = Staged(outer, inner, keep(self, "staged", self.staged))
+        whole = Staged(outer, inner, self._keep("staged", self.staged))
         return whole if self.rows is None else whole.rows(*self.rows)
+
+    def _keep(self, name: str, make: Callable[[], Value]) -> Value:
+        # All that a layer keeps goes this way, so that a rehearsal sees what is made and what is applied.
+        return keep(self, name, make)
 
     def _whole(self) -> Tensor:
         return self._zeroed(super().generate())
@@ -396,6 +372,22 @@ class GeneratedLayer(GeneratedWeight, StandIn):
                 bias = nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
             dense.register_parameter(name, bias)
         return dense.train(self.training)
+
+    def _on_meta(self) -> Self:
+        """Return a layer of the same options on the meta device, with root and cores of its own."""
+        twin = type(self).__new__(type(self))
+        nn.Module.__init__(twin)
+        for name, value in vars(self).items():
+            if name not in MODULE_STATE and name not in ("_network", "_paths", "_zero_rows"):
+                object.__setattr__(twin, name, value)
+        generator = Generator(self.blueprint.shape, self.config, device="meta", dtype=self.dtype)
+        generator._backward = self._backward
+        twin._take((generator, self.rows))
+        twin._zero_rows = list(self._zero_rows)
+        if "bias" in self._parameters:
+            bias = None if self.bias is None else nn.Parameter(torch.empty_like(self.bias, device="meta"))
+            twin.register_parameter("bias", bias)
+        return twin
 
     @property
     def kind(self) -> str:  # type: ignore[override]

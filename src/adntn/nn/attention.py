@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping
 from typing import Self
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from adntn.errors import ConfigError, ShapeError
 from adntn.execution import factored
-from adntn.execution.plan import Way
+from adntn.execution.choices import Way
 from adntn.generator import Generator
 from adntn.nn._generated import GeneratedLayer, Source, StandIn, _copy_description, plain_weight, rows_of
 from adntn.nn.linear import Linear
@@ -41,8 +40,8 @@ class _Projection(Linear):
     def project(self, pieces: list[tuple[Tensor, int, int]], bias: Tensor | None) -> list[Tensor]:
         """Return ``x W[start:stop]^T + bias[start:stop]`` for each (x, start, stop)."""
         biases = [None if bias is None else bias[start:stop] for _, start, stop in pieces]
-        if self._way.name == "factored":
-            staged = self._staged(min(math.prod(x.shape[:-1]) for x, _, _ in pieces))
+        if self._runs_factored(pieces[-1][0]):  # keys and values are most of the rows
+            staged = self._staged(min(self._positions(x) for x, _, _ in pieces))
             stages = [None if staged is None else staged.rows(start, stop) for _, start, stop in pieces]
             if None not in stages:
                 return [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from typing import Literal
 
 import torch
@@ -40,6 +41,29 @@ class ConvolutionLayer(GeneratedLayer, _ConvNd):  # type: ignore[override, misc]
         one_stage_pays = staged is not None and staged.trees == 1 and places >= FEW_COLUMNS
         return staged if staged is not None and (staged.is_staged or one_stage_pays) else None
 
+    def _options(self) -> tuple[Hashable, ...]:
+        return (self.stride, self.padding, self.dilation, self.groups, self.padding_mode, self.output_padding)
+
+    def _positions(self, input: Tensor) -> int:
+        # Each step costs a layer's call some of a microsecond, so there are few.
+        dims, shape = len(self.kernel_size), input.shape
+        count = shape[0] if len(shape) > dims + 1 else 1
+        for size in shape[-dims:]:
+            count *= size
+        return count
+
+    def probe(self, positions: int) -> Tensor:
+        dims = len(self.kernel_size)
+        side = 4  # of a map deep in a network, where most channels are
+        while side > 1 and side**dims > positions:
+            side //= 2
+        batch = -(-positions // side**dims)
+        return torch.empty(batch, self.in_channels, *self._size_for(side), device="meta", dtype=self.dtype)
+
+    def _size_for(self, side: int) -> list[int]:
+        """Return the sizes of an input with that many positions along each axis, or more where it needs be."""
+        return [side] * len(self.kernel_size)
+
     @staticmethod
     def _refuse_empty(in_channels: int, out_channels: int) -> None:
         # torch would only warn of it.
@@ -76,8 +100,30 @@ class _Conv(ConvolutionLayer):
         )
         self._build(template, config, execution, device, dtype)
 
+    def _positions(self, input: Tensor) -> int:
+        dims, shape = len(self.kernel_size), input.shape
+        count = shape[0] if len(shape) > dims + 1 else 1
+        pad = self._reversed_padding_repeated_twice
+        for axis in range(-dims, 0):
+            reach = self.dilation[axis] * (self.kernel_size[axis] - 1)
+            around = pad[-1 - 2 * (axis + dims)] + pad[-2 - 2 * (axis + dims)]
+            count *= (shape[axis] + around - reach - 1) // self.stride[axis] + 1
+        return count
+
+    def _size_for(self, side: int) -> list[int]:
+        # Reflected and wrapped padding is taken from the input, which has to have that much.
+        least = [max(pad, 1) for pad in self._reversed_padding_repeated_twice[::-2]]
+        each = zip(self._reach(), self.stride, least, strict=True)
+        return [max((side - 1) * stride + reach, enough + 1) for reach, stride, enough in each]
+
+    def _reach(self) -> list[int]:
+        """Return what an input must have, an axis, for one position of the output."""
+        around = self._reversed_padding_repeated_twice[::-1]
+        each = zip(self.kernel_size, self.dilation, around[0::2], around[1::2], strict=True)
+        return [(size - 1) * dilation + 1 - before - after for size, dilation, before, after in each]
+
     def forward(self, input: Tensor) -> Tensor:  # shape: ([batch,] in, *size) -> ([batch,] out, *size')
-        if self._way.name == "dense":
+        if not self._runs_factored(input):
             return self._conv_forward(input, self.weight, self.bias)
         padding: tuple[int, ...] | str = self.padding
         if self.padding_mode != "zeros":

@@ -58,7 +58,7 @@ class _ConvTranspose(ConvolutionLayer, _ConvTransposeNd):  # type: ignore[overri
     def forward(
         self, input: Tensor, output_size: list[int] | None = None
     ) -> Tensor:  # shape: ([batch,] in, *size) -> ([batch,] out, *size')
-        if self._way.name == "dense":
+        if not self._runs_factored(input):
             y: Tensor = super().forward(input, output_size)
             return y
         assert isinstance(self.padding, tuple)  # torch refuses the words for these layers

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from adntn.adjoint.reverse import full_precision
 from adntn.errors import ConfigError, ShapeError
 from adntn.execution import factored
-from adntn.execution.cache import is_kept
 from adntn.generator import GeneratorModule
 from adntn.nn._generated import GeneratedLayer
 from adntn.topology import Blueprint, GeneratorConfig
@@ -122,8 +121,14 @@ class Embedding(GeneratedLayer, nn.Embedding):  # type: ignore[override]  # the 
     def _work(self) -> None:
         return None
 
+    def _positions(self, input: Tensor) -> int:
+        return input.numel()
+
+    def probe(self, positions: int) -> Tensor:
+        return torch.empty(positions, device="meta", dtype=torch.int64)
+
     def forward(self, input: Tensor) -> Tensor:  # shape: (*) -> (*, embedding_dim)
-        if self._way.name == "dense":
+        if not self._runs_factored(input):
             return nn.Embedding.forward(self, input)
         size = self.num_embeddings // self.config.groups
         with full_precision(self.device):
@@ -138,4 +143,4 @@ class Embedding(GeneratedLayer, nn.Embedding):  # type: ignore[override]  # the 
     def _whole_pays(self, index: Tensor) -> bool:
         """Return whether to make A whole, and not only the rows of it that are looked up."""
         assert self.ranks is not None
-        return index.numel() >= self.num_embeddings or (is_kept(self) and self.ranks[0] < self.embedding_dim)
+        return index.numel() >= self.num_embeddings or (self._is_kept() and self.ranks[0] < self.embedding_dim)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -58,9 +56,15 @@ class Linear(GeneratedLayer, nn.Linear):  # type: ignore[override, misc]  # the 
         self._build(template, config, execution, device, dtype)
 
     def forward(self, input: Tensor) -> Tensor:  # shape: (*batch, in_features) -> (*batch, out_features)
-        if self._way.name == "factored":
-            staged = self._staged(math.prod(input.shape[:-1]))
+        if self._runs_factored(input):
+            staged = self._staged(self._positions(input))
             if staged is not None:
                 return staged.linear(input, self.bias)
             return factored.linear(input, self._factors(), self.bias)
         return F.linear(input, self.weight, self.bias)
+
+    def _positions(self, input: Tensor) -> int:
+        return input.numel() // self.in_features
+
+    def probe(self, positions: int) -> Tensor:
+        return torch.empty(positions, self.in_features, device="meta", dtype=self.dtype)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from adntn.errors import ConfigError, check_choice
-from adntn.execution.plan import EXECUTIONS, Way
+from adntn.execution.choices import EXECUTIONS, Way
+from adntn.generator import Generator
 from adntn.nn._generated import GeneratedWeight, Source
 
 __all__ = ["GeneratedParameter", "attach", "detach", "generated_parameters"]
@@ -55,7 +56,16 @@ class GeneratedParameter(GeneratedWeight):
         """
         if check_choice("execution", execution, EXECUTIONS) == "factored":
             raise ConfigError("execution='factored' is not possible: the module of a parameter takes it whole.")
-        return Way("dense", "its module takes a whole parameter")
+        return Way.only("dense", "its module takes a whole parameter")
+
+    @property
+    def chooses(self) -> bool:
+        return False
+
+    def _on_meta(self) -> _Rehearsed:
+        generator = Generator(self.blueprint.shape, self.config, device="meta", dtype=self.dtype)
+        generator._backward = self._backward
+        return _Rehearsed((generator, self.rows))
 
     def dense_name(self, name: str) -> str:
         module, _, own = name.rpartition("parametrizations.")
@@ -73,6 +83,16 @@ class GeneratedParameter(GeneratedWeight):
             )
         self._attached = True
         return ()
+
+
+class _Rehearsed(GeneratedParameter):
+    """One that meets an input, which it leaves alone; see :mod:`adntn.execution.rehearsal`."""
+
+    def probe(self, positions: int) -> Tensor:
+        return torch.empty(0, device="meta")
+
+    def forward(self, *_: Tensor) -> Tensor:
+        return self.weight
 
 
 class _Recurrent(nn.RNNBase):

@@ -17,10 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
+from adntn.checkpoint import execution_state, load_execution_state
 from adntn.errors import ConfigError
 from adntn.generator import GeneratorModule
 
 __all__ = ["Batches", "Fitted", "Recipe", "fit"]
+
+_EXECUTION = "adntn_execution"
 
 
 @dataclass(frozen=True)
@@ -156,6 +159,14 @@ class _Classifier(pl.LightningModule):
         self.curve.append(float(self.test_accuracy.compute()))
         self.loss = float(torch.stack(self._losses).sum()) / max(self._seen, 1)
         self.test_accuracy.reset()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[_EXECUTION] = execution_state(self.model)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # A resumed run takes the ways that it took before. Older checkpoints do not say which.
+        if _EXECUTION in checkpoint:
+            load_execution_state(self.model, checkpoint[_EXECUTION])
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(parameter_groups(self.model, self.recipe.weight_decay), lr=self.recipe.lr)

@@ -15,19 +15,19 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Callable
 from pathlib import Path
+from runpy import run_path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import benchmark
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import adntn
 from adntn.checkpoint import writing
 
+seconds = run_path(str(Path(__file__).parent / "pairs.py"))["seconds"]
 RESULTS = Path(__file__).parent / "results" / "making.json"
 SHAPES = ((4096, 4096), (1000, 4096), (512, 512, 3, 3))
 NETWORKS = (("ttn", "blocked"), ("attn", "blocked"), ("mera", "blocked"), ("ttn", "paired"))
@@ -72,10 +72,6 @@ def loop(gen: adntn.Generator) -> Tensor:
     for axis, size in enumerate(t.axes):
         made = made.narrow(axis, 0, size)
     return made.reshape(gen.shape)
-
-
-def seconds(work: Callable[[], object]) -> float:
-    return benchmark.Timer("work()", globals={"work": work}, num_threads=torch.get_num_threads()).timeit(1).median
 
 
 def spread(ratios: list[float]) -> dict[str, float]:

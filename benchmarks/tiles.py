@@ -27,7 +27,7 @@ TOPOLOGIES = ("ttn", "mera")
 SIZES = (1024, 4096)
 BATCHES = (1, 8, 32, 128)
 SEED = 0
-ratio = run_path(str(Path(__file__).parent / "layers.py"))["ratio"]
+ratio = run_path(str(Path(__file__).parent / "pairs.py"))["ratio"]
 
 
 def compare(topology: str, size: int, batch: int) -> dict[str, Any]:

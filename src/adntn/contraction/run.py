@@ -76,6 +76,9 @@ class Contraction:
     def __deepcopy__(self, memo: dict[int, Any]) -> Contraction:
         return type(self)(self.blueprint)  # plans are cached
 
+    def __reduce__(self) -> tuple[type[Contraction], tuple[Blueprint]]:
+        return type(self), (self.blueprint,)
+
     @property
     def ranks(self) -> tuple[int, int] | None:
         """The sizes r and r' of the factors, or None where the order has no split."""

@@ -338,3 +338,25 @@ def test_the_programs_compile_for_gpus() -> None:
     compiled = {tuple(line.split()[:2]) for line in done.stdout.splitlines()}
     names = ("make_weight", "fold_weight", "multiply", "fold_product")
     assert compiled == {(name, f"sm_{capability}") for name in names for capability in (80, 90)}
+
+
+def test_a_layer_runs_through_the_kernel_once_it_is_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    run = kernels.linear
+    monkeypatch.setattr(kernels, "linear", lambda x, *rest: calls.append(len(x)) or run(x, *rest))
+    layer = Linear(40, 100, config=GeneratorConfig(topology="mera", order="paired"))
+    x = torch.randn(5, 40)
+    expected = layer(x)
+    assert not calls
+    kernels.use()
+    try:
+        found = layer(x)
+        found.sum().backward()
+        with adntn.cached(layer):
+            kept = layer(x)
+    finally:
+        kernels.use(False)
+    assert calls == [5, 5]
+    assert layer.root.grad is not None
+    for y in (found, kept):
+        torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+import adntn
 from adntn import Generator, GeneratorConfig
 from adntn.contraction import in_digit_order
 from adntn.errors import ConfigError, ShapeError
@@ -181,3 +182,42 @@ def test_errors_say_what_was_given() -> None:
     part = Linear.from_dense(torch.nn.Linear(64, 4), share=generator(), rows=(4, 8))
     with pytest.raises(ConfigError, match="not just the 64"):
         tiles.linear(torch.randn(3, 64), part)
+
+
+# --- layers -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_layer_without_a_split_runs_by_tiles_where_that_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    run = tiles.linear
+    monkeypatch.setattr(tiles, "linear", lambda x, *rest: calls.append(len(x)) or run(x, *rest))
+    config = GeneratorConfig(topology="mera", order="paired")
+    layer = Linear(700, 600, config=config, dtype=torch.float64)
+    for rows, taken in ((3, True), (600, False)):
+        found = []
+        for forward in (layer, lambda x: F.linear(x, layer.weight, layer.bias)):
+            x = torch.randn(rows, 700, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+            x.requires_grad_()
+            y = forward(x)
+            y.square().sum().backward()
+            found.append([y, x.grad, *(p.grad for p in layer.parameters())])
+            layer.zero_grad()
+        for mine, expected in zip(*found, strict=True):
+            torch.testing.assert_close(mine, expected, rtol=1e-9, atol=1e-9)
+        assert bool(calls) == taken
+        calls.clear()
+    with adntn.cached(layer):
+        layer(torch.randn(3, 700, dtype=torch.float64))
+    layer.execution = "dense"
+    layer(torch.randn(3, 700, dtype=torch.float64))
+    assert not calls  # a kept weight of this size is faster, and who asks for the whole weight gets it
+
+
+def test_what_pays() -> None:
+    where = tiles.layout(Generator((4096, 4096), GeneratorConfig(topology="ttn", order="paired"), device="meta"))
+    assert tiles.pays(where, 128, kept=False)
+    assert tiles.pays(where, 128, kept=True)
+    assert not tiles.pays(where, 1024, kept=False)
+    assert not tiles.pays(where, 256, kept=True)
+    small = tiles.layout(Generator((256, 256), GeneratorConfig(topology="ttn", order="paired"), device="meta"))
+    assert not tiles.pays(small, 1, kept=False)

@@ -31,7 +31,11 @@ from adntn.errors import ConfigError, ShapeError
 from adntn.generator import GeneratorModule
 from adntn.tensorize import IN, OUT
 
-__all__ = ["Layout", "Tiles", "between_trees", "layout", "linear", "make", "product_obstacle"]
+__all__ = ["Layout", "Tiles", "between_trees", "layout", "linear", "make", "pays", "product_obstacle"]
+
+# Entries of a weight that is not made in a moment, and of one that does not fit into a processor's caches.
+_LARGE = 1 << 18
+_BEYOND_CACHES = 1 << 23
 
 Tiles = tuple[Tensor, Tensor]
 Sizes = tuple[int, int, int]
@@ -128,6 +132,18 @@ def product_obstacle(generator: GeneratorModule) -> str | None:
     if generator.shape != shape or vars(generator).get("_zero_rows"):
         return f"its rows are not just the {shape[0]} that its generator makes"
     return None
+
+
+def pays(where: Layout, batch: int, *, kept: bool) -> bool:
+    """Return whether :func:`linear` is faster than to make the weight and multiply with it, on a processor.
+
+    ``benchmarks/tiles.py`` has the times that this is read off: what stands between the sums must be less than the
+    weight, and of a weight that is kept far less, besides which it must be too large for the caches.
+    """
+    entries, between = where.groups * math.prod(where.size), where.between(batch)
+    if kept:
+        return entries >= _BEYOND_CACHES and 4 * between <= entries
+    return entries >= _LARGE and between <= entries
 
 
 def linear(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from adntn.errors import CompressionError, ConfigError, ShapeError
-from adntn.execution.cache import is_kept, keep
+from adntn.execution.cache import keep
 from adntn.execution.factored import Factors
 from adntn.execution.staged import FEW, SMALL, Staged
 from adntn.generator import Generator, GeneratorModule
@@ -150,7 +150,7 @@ class GeneratedWeight(Planned):
         outer, inner = sides
         if not map_ and len(outer.stages) == len(inner.stages) == 1:
             return None
-        if positions < FEW and is_kept(self) and outer.rank * outer.made + inner.rank * inner.made <= SMALL:
+        if positions < FEW and self._is_kept() and outer.rank * outer.made + inner.rank * inner.made <= SMALL:
             return None
         whole = Staged(outer, inner, self._keep("staged", self.staged))
         return whole if self.rows is None else whole.rows(*self.rows)

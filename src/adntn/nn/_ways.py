@@ -15,12 +15,12 @@ from adntn.execution.machine import profile_for
 from adntn.execution.plan import Work, as_chosen, choose, machine_choices, multiply_adds
 from adntn.generator import GeneratorModule
 
-__all__ = ["MODULE_STATE", "Planned"]
+__all__ = ["MODULE_STATE", "Planned", "is_exporting"]
 
 #: What nn.Module keeps for itself. All else in a layer's __dict__ describes the layer: sizes, stride, padding ...
 MODULE_STATE = frozenset(vars(nn.Module()))
 
-_is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)  # torch 2.6 cannot say
+is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)  # torch 2.6 cannot say
 
 
 class Planned(GeneratorModule):
@@ -100,7 +100,7 @@ class Planned(GeneratorModule):
 
     def _runs_factored(self, input: Tensor) -> bool:
         steps: Steps = getattr(self._way.choices, self._mode())
-        if len(steps) == 1 or _is_exporting():
+        if len(steps) == 1 or is_exporting():
             # A comparison would narrow the range of an exported program's sizes.
             return steps[-1][1] == "factored"
         return way_at(steps, self._positions(input)) == "factored"

@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from adntn.execution import factored
+from adntn.execution import factored, kernels, tiles
 from adntn.nn._generated import GeneratedLayer
+from adntn.nn._ways import is_exporting
 from adntn.topology import Blueprint, GeneratorConfig
 
 __all__ = ["Linear"]
@@ -61,6 +62,17 @@ class Linear(GeneratedLayer, nn.Linear):  # type: ignore[override, misc]  # the 
             if staged is not None:
                 return staged.linear(input, self.bias)
             return factored.linear(input, self._factors(), self.bias)
+        if self._execution == "auto" and self.split_obstacle is not None:
+            return self._without_split(input)
+        return F.linear(input, self.weight, self.bias)
+
+    def _without_split(self, input: Tensor) -> Tensor:
+        """Run a weight that has no factors: tile by tile where that pays, whole elsewhere."""
+        if kernels.in_use() and kernels.usable(self, input.device) is None:
+            return kernels.linear(input, self, self.bias, self._keep("tiles", lambda: tiles.make(self)))
+        by_tiles = not is_exporting() and self._backward != "adjoint" and tiles.product_obstacle(self) is None
+        if by_tiles and tiles.pays(tiles.layout(self), self._positions(input), kept=self._is_kept()):
+            return tiles.linear(input, self, self.bias, self._keep("tiles", lambda: tiles.make(self)))
         return F.linear(input, self.weight, self.bias)
 
     def _positions(self, input: Tensor) -> int:

@@ -23,10 +23,27 @@ from adntn.execution.tiles import Tiles, between_trees, layout, make, product_ob
 from adntn.generator import GeneratorModule
 from adntn.tensorize import OUT
 
-__all__ = ["Availability", "available", "linear", "usable", "weight"]
+__all__ = ["Availability", "available", "in_use", "linear", "usable", "use", "weight"]
 
 _CAPABILITY = (8, 0)  # of older devices the tiles' products need more shared memory than they have
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+_in_use = False
+
+
+def use(on: bool = True) -> None:
+    """Say whether layers that make their weight are to run through :func:`linear` where they can.
+
+    They do not by themselves: no GPU has timed the kernels yet (``benchmarks/kernels.py`` is ready to).
+    """
+    global _in_use
+    _in_use = on
+
+
+def in_use() -> bool:
+    """Return what :func:`use` was told last."""
+    return _in_use
 
 
 @dataclass(frozen=True)

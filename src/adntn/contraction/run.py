@@ -13,7 +13,7 @@ from torch import Tensor
 from adntn.contraction.forest import Forest
 from adntn.contraction.plan import plan_level, plan_readout, plan_split, plan_walk
 from adntn.contraction.readout import apply, finished, run, summed, unfinished, write
-from adntn.contraction.segments import Cores, act_at, cropped, digits, segment_matrix, table
+from adntn.contraction.segments import Cores, act_at, cropped, digits, segment_matrices, segment_matrix, table
 from adntn.contraction.sides import Side
 from adntn.contraction.steps import Plan, Walk
 from adntn.levels import Level
@@ -227,9 +227,18 @@ class Contraction:
         """Return A or B, that of the axis; shape ``(groups, axis, r)``."""
         assert self.split is not None
         cores = self.cores(parameters, self.blueprint.levels[-1])
-        plan, like = self.split.side(axis), next(iter(parameters.values()))
-        identity = torch.eye(plan.size_in, dtype=like.dtype, device=like.device)
-        rows = apply(plan, cores, identity.expand(self.blueprint.config.trees, -1, -1))
+        plan = self.split.staged_outer if axis == OUT else self.split.staged_inner
+        trees, like = self.blueprint.config.trees, next(iter(parameters.values()))
+        mixed = len(plan.segments) == 1 and len(plan.segments[0].stages) > 1
+        if mixed and 2 * plan.size_in <= plan.size_out[0]:  # gates are merged into one matrix, not met one by one
+            (rows,) = segment_matrices(plan, cores, like.new_empty(trees, 0))
+            assert rows is not None
+            assert plan.crop is not None
+            rows = rows.expand(trees, -1, -1)[..., : plan.crop[0]]
+        else:
+            plan = plan if len(plan.segments) > 1 else self.split.side(axis)
+            identity = torch.eye(plan.size_in, dtype=like.dtype, device=like.device)
+            rows = apply(plan, cores, identity.expand(trees, -1, -1))
         side = in_digit_order(rows, self.blueprint.tensorization, [axis], first_dim=2).mT
         terms = self.blueprint.config.terms
         return side if terms == 1 else side.unflatten(0, (-1, terms)).transpose(1, 2).flatten(2, 3)

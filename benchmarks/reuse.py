@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import adntn
 from adntn.checkpoint import writing
 from adntn.execution import reuse
 
@@ -95,9 +96,34 @@ def compare(x: Tensor, columns: int) -> dict[str, Any]:
     return {"plain_ms": milliseconds, "chosen": reuse.decide(x, columns), **rows}
 
 
+def layer(x: Tensor, options: dict[str, Any]) -> dict[str, Any]:
+    """Return a whole layer's times with reuse over those without, in turns after a warm-up; factors are kept."""
+    linear = adntn.nn.Linear(x.shape[1], x.shape[1], config=adntn.GeneratorConfig(**options), execution="factored")
+    times: dict[str, list[float]] = {"off": [], "on": [], "auto": []}
+    with adntn.cached(linear):
+        for _ in range(ROUNDS + 3):
+            for linear.reuse in random.sample(list(times), len(times)):
+                times[linear.reuse].append(seconds(partial(linear, x), x))
+    ratios = {kind: [t / off for t, off in zip(times[kind][3:], times["off"][3:], strict=True)] for kind in times}
+    milliseconds = 1e3 * statistics.median(times["off"][3:])
+    return {"off_ms": milliseconds, "on": statistics.median(ratios["on"]), "auto": statistics.median(ratios["auto"])}
+
+
+LAYERS: dict[str, dict[str, Any]] = {
+    "ttn, in two stages": {"topology": "ttn"},
+    "lowrank 64, whole rows": {"topology": "lowrank", "bond_dim": 64},
+}
+
+
 def main() -> None:
     torch.set_num_threads(1)
     random.seed(0)
+    layers = [
+        {"layer": name, "input": kind, "rows": BATCH, "features": FEATURES, **layer(make(FEATURES), options)}
+        for name, options in LAYERS.items()
+        for kind, make in INPUTS.items()
+    ]
+    print(*map(json.dumps, layers), sep="\n")
     rows = []
     for name, make in INPUTS.items():
         for size in SIZES:
@@ -106,7 +132,7 @@ def main() -> None:
                 row = compare(make(size).reshape(-1, size), columns)
                 rows.append({"input": name, "n": size, "k": columns, "rows": BATCH * FEATURES // size, **row})
                 print(json.dumps(rows[-1]))
-    result = {"torch": torch.__version__, "threads": torch.get_num_threads(), "seed": 0, "rows": rows}
+    result = {"torch": torch.__version__, "threads": torch.get_num_threads(), "seed": 0, "layers": layers, "rows": rows}
     with writing(RESULTS) as temporary:
         temporary.write_text(json.dumps(result, indent=1) + "\n")
 

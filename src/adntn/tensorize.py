@@ -60,6 +60,9 @@ class Tensorization:
     modes: tuple[Mode, ...]
     num_modes: int
 
+    def __post_init__(self) -> None:
+        _ = self.padded_axes, self._permutations  # now, since a compiler cannot trace what is kept at its first use
+
     @property
     def size(self) -> int:
         """Entries of the weight, P."""
@@ -94,6 +97,13 @@ class Tensorization:
 
     def digit_permutation(self, axis: int) -> tuple[int, ...] | None:
         """Where index ``i`` of an axis lies when its digits are read in tree order; None for ``i`` itself."""
+        return self._permutations[axis]
+
+    @cached_property
+    def _permutations(self) -> tuple[tuple[int, ...] | None, ...]:
+        return tuple(self._permutation(axis) for axis in range(len(self.axes)))
+
+    def _permutation(self, axis: int) -> tuple[int, ...] | None:
         weights = self._weights(axis)
         if weights is None:
             return None

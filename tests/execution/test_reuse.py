@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from allocations import Allocations
 from torch import Tensor
 
-from adntn import ConfigError
+from adntn import ConfigError, GeneratorConfig
 from adntn.execution import reuse
 from adntn.execution.reuse import decide, first_stage
+from adntn.nn import Linear
 
 SIZE, COLUMNS = 24, 7
 
@@ -154,3 +157,41 @@ def test_where_shapes_cannot_depend_on_numbers_the_product_is_plain() -> None:
 def test_an_unknown_word_is_refused() -> None:
     with pytest.raises(ConfigError, match="reuse='always' is not known; choose one of auto, on, off"):
         first_stage(torch.zeros(2, 3), torch.zeros(3, 4), "always")
+
+
+# --- layers -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options, size, met",
+    [
+        ({"topology": "ttn"}, 1024, (40 * 64, 16)),  # sub-vectors of 16
+        ({"topology": "ttn"}, 256, (40, 256)),  # one stage: whole rows
+        ({"topology": "attn"}, 1024, None),  # a disentangler joins the stages
+        ({"topology": "ttn", "groups": 2}, 1024, None),
+        ({"topology": "ttn", "groups": 2}, 256, (40, 256)),
+        ({"topology": "lowrank", "bond_dim": 3}, 50, (40, 50)),
+    ],
+    ids=str,
+)
+def test_a_layer_meets_equal_sub_vectors_once(
+    options: dict[str, Any], size: int, met: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, ...]] = []
+    decide = reuse.decide
+    monkeypatch.setattr(reuse, "decide", lambda x, *a, **k: seen.append(tuple(x.shape)) or decide(x, *a, **k))
+    layer = Linear(size, 96, config=GeneratorConfig(**options), execution="factored", dtype=torch.float64)
+    x = torch.zeros(40, size, dtype=torch.float64)
+    x[::3, 5] = 1.0
+    x[7] = x[1] = torch.randn(size, dtype=torch.float64)
+    found = []
+    for layer.reuse in ("off", "on"):
+        given = x.clone().requires_grad_()
+        y = layer(given)
+        y.square().sum().backward()
+        found.append([y, given.grad, *(p.grad for p in layer.parameters())])
+        layer.zero_grad()
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+    assert seen == ([] if met is None else [met])
+    assert "reuse" not in vars(layer.to_dense())

@@ -268,3 +268,10 @@ def test_impossible_layers_are_refused() -> None:
 def test_an_input_of_another_size_is_refused_as_torch_does(execution: str) -> None:
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         Linear(20, 30, execution=execution)(torch.randn(2, 21))
+
+
+def test_an_order_with_digits_out_of_order_is_one_graph() -> None:
+    layer = Linear(3, 10, config=GeneratorConfig(order=(4, 0, 2, 3, 1, 5)))
+    x = torch.randn(4, 3)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), layer(x))

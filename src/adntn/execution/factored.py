@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from adntn.execution.reuse import first_stage
+
 __all__ = ["CONV", "CONV_TRANSPOSE", "Factors", "conv", "conv_transpose", "embedding", "linear"]
 
 Factors = tuple[Tensor, Tensor, Tensor]
@@ -29,11 +31,16 @@ def linear(
     x: Tensor,  # shape: (*batch, in)
     factors: Factors,  # shapes: A (groups, out / groups, r), C (groups, r, r'), B (groups, in, r')
     bias: Tensor | None,  # shape: (out,)
+    reuse: str = "off",
 ) -> Tensor:  # shape: (*batch, out)
-    """Return ``x W^T + bias``."""
+    """Return ``x W^T + bias``; ``reuse`` as :func:`adntn.execution.reuse.first_stage` has it, of whole rows."""
     a, c, b = factors
     groups, _, inner = b.shape
-    hidden = F.linear(x, b.mT.reshape(groups * inner, -1))
+    first = b.mT.reshape(groups * inner, -1)
+    if reuse == "off":
+        hidden = F.linear(x, first)
+    else:
+        hidden = first_stage(x.reshape(-1, x.shape[-1]), first.mT, reuse).view(*x.shape[:-1], groups * inner)
     if groups == 1:
         return F.linear(F.linear(hidden, c[0]), a[0], bias)
     rows = hidden.reshape(math.prod(x.shape[:-1]), groups, inner).transpose(0, 1)

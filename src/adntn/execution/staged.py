@@ -6,6 +6,7 @@ position each.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Self
@@ -17,6 +18,7 @@ from torch import Tensor
 from adntn.contraction import Forest, Side
 from adntn.errors import ShapeError
 from adntn.execution.factored import CONV, CONV_TRANSPOSE
+from adntn.execution.reuse import first_stage
 
 __all__ = ["FEW", "FEW_COLUMNS", "FEW_PLACES", "SMALL", "Staged"]
 
@@ -67,20 +69,30 @@ class Staged:
         count = len(self.outer.stages)
         return self.matrices[:count] if side is self.outer else self.matrices[count + 1 :]
 
-    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:  # shape: (*batch, in) -> (*batch, out)
-        """Return ``x W^T + bias``."""
+    def linear(
+        self, x: Tensor, bias: Tensor | None, reuse: str = "off"
+    ) -> Tensor:  # shape: (*batch, in) -> (*batch, out)
+        """Return ``x W^T + bias``; ``reuse`` as :func:`adntn.execution.reuse.first_stage` has it."""
         if x.shape[-1] != self.inner.size:
             shape = (self.outer.size, self.inner.size)
             raise ShapeError(f"input and weight shapes cannot be multiplied: {tuple(x.shape)} and {shape}.")
         batch = x.shape[:-1]
         rows = math.prod(batch)
-        hidden = self.inner.contract(self._of(self.inner), x.contiguous(), rows, 1)
+        hidden = self._reused(x, rows, reuse) if reuse != "off" else None
+        if hidden is None:
+            hidden = self.inner.contract(self._of(self.inner), x.contiguous(), rows, 1)
         if self.trees == 1:
             hidden = F.linear(hidden.view(rows, self.inner.rank), self.centre)
         else:
             each = hidden.view(rows, self.trees, -1).transpose(0, 1)
             hidden = torch.bmm(each, self.centre.unflatten(0, (self.trees, -1)).mT).transpose(0, 1).contiguous()
         return self.outer.expand(self._of(self.outer), hidden, rows, 1, bias).view(*batch, self.outer.size)
+
+    def _reused(self, x: Tensor, rows: int, reuse: str) -> Tensor | None:
+        if isinstance(self.inner, Forest):
+            return None
+        product = functools.partial(first_stage, reuse=reuse)
+        return self.inner.contract_sub_vectors(self._of(self.inner), x.contiguous(), rows, product)
 
     def conv(
         self,

@@ -26,7 +26,7 @@ Source = tuple[GeneratorModule, Rows | None]
 # What a generated layer adds to that.
 _OWN = (
     *("blueprint", "std", "rows", "dense_type", "_network", "_paths"),
-    *("_backward", "_execution", "_way", "_given", "_zero_rows"),
+    *("_backward", "_execution", "_way", "_given", "_zero_rows", "reuse"),
 )
 
 Value = TypeVar("Value")
@@ -142,13 +142,18 @@ class GeneratedWeight(Planned):
         assert factors is not None  # choose() does not take this way otherwise
         return factors
 
-    def _staged(self, positions: int, *, map_: bool = False) -> Staged | None:
-        """Return the weight as stages to run so many rows, or places of a map, through; None: rather as factors."""
+    def _staged(self, positions: int, *, one_stage: bool = False) -> Staged | None:
+        """Return the weight as stages to run so many rows, or places of a map, through; None: rather as factors.
+
+        Args:
+            positions: rows or places.
+            one_stage: whether sides of a single stage are wanted too.
+        """
         sides = self.sides
         if sides is None or self._zero_rows:
             return None
         outer, inner = sides
-        if not map_ and len(outer.stages) == len(inner.stages) == 1:
+        if not one_stage and len(outer.stages) == len(inner.stages) == 1:
             return None
         if positions < FEW and self._is_kept() and outer.rank * outer.made + inner.rank * inner.made <= SMALL:
             return None

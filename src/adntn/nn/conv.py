@@ -36,7 +36,7 @@ class ConvolutionLayer(GeneratedLayer, _ConvNd):  # type: ignore[override, misc]
         if self.groups > 1 or not batched or not input.is_contiguous():
             return None
         places = math.prod(input.shape[2:])
-        staged = self._staged(len(input) * places, map_=True) if len(input) * places >= FEW_PLACES else None
+        staged = self._staged(len(input) * places, one_stage=True) if len(input) * places >= FEW_PLACES else None
         # One stage of several trees is what torch's convolutions do as well.
         one_stage_pays = staged is not None and staged.trees == 1 and places >= FEW_COLUMNS
         return staged if staged is not None and (staged.is_staged or one_stage_pays) else None

@@ -37,6 +37,10 @@ class Linear(GeneratedLayer, nn.Linear):  # type: ignore[override, misc]  # the 
         torch.Size([8, 4096])
     """
 
+    #: Whether factors meet equal or zero sub-vectors of the input once (paper, Section 8.4): ``"off"``, ``"on"``, or
+    #: ``"auto"``, see :func:`adntn.execution.reuse.first_stage`. ``benchmarks/reuse.py`` says for which layers it pays.
+    reuse: str = "off"
+
     dense_type = nn.Linear
     other_types = (NonDynamicallyQuantizableLinear,)  # what an attention has as its out_proj
 
@@ -60,8 +64,8 @@ class Linear(GeneratedLayer, nn.Linear):  # type: ignore[override, misc]  # the 
         if self._runs_factored(input):
             staged = self._staged(self._positions(input))
             if staged is not None:
-                return staged.linear(input, self.bias)
-            return factored.linear(input, self._factors(), self.bias)
+                return staged.linear(input, self.bias, self.reuse)
+            return factored.linear(input, self._factors(), self.bias, self.reuse)
         if self._execution == "auto" and self.split_obstacle is not None:
             return self._without_split(input)
         return F.linear(input, self.weight, self.bias)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from benchmarks.speed.cases import CONV_BATCHES, LINEAR_BATCHES, MODEL_BATCHES, full_grid
-from benchmarks.speed.reading import LIMIT, Row, Rows, measured, over_dense, peer, ratio
+from benchmarks.speed.reading import LIMIT, Row, Rows, faster_format, measured, over_dense, peer, ratio
 
 __all__ = ["Goal", "Part", "goals"]
 
@@ -122,15 +122,20 @@ def _goals(rows: Rows) -> Iterator[Goal]:
     yield Goal("making the whole 4096² weight, against `torch.empty(n).fill_(1)`", (part,), "of its time", upper=True)
     part = Part("", 4, 2, ratio(made, "ttn into a buffer", "fill buffer"))
     yield Goal("making it into a given buffer, against `buffer.fill_(1)`", (part,), "of its time", upper=True)
-    part = Part("", 4, 20, ratio(made, "einsum loop", "ttn new"))
-    yield Goal("making it, against a loop of one einsum a core", (part,), "x")
+    ways = {"new memory": "ttn new", "into a buffer": "ttn into a buffer"}
+    loops = tuple(Part(label, 4, 20, ratio(made, "einsum loop", name)) for label, name in ways.items())
+    yield Goal("making it, against a loop of one einsum a core, which takes new memory", loops, "x")
 
     generated = f"ttn: {VGG}"
     bounds = zip(MODEL_BATCHES["inference"], (5, 6, 4), strict=True)
-    parts = [_faster(rows, "vgg16, float32, inference", generated, batch, least, 10) for batch, least in bounds]
-    yield Goal("VGG-16, all convolutions but the first and FC2, ttn, inference", tuple(parts))
+    parts = [
+        Part(f"batch {batch}", least, 10, _of_formats(rows.get(f"vgg16, float32, inference, batch {batch}"), generated))
+        for batch, least in bounds
+    ]
+    name = "VGG-16, all convolutions but the first and FC2, ttn, inference, each in its faster memory format"
+    yield Goal(name, tuple(parts))
     row = rows.get("vgg16, float32, training, batch 128")
-    yield Goal("the same, whole training step, batch 128", (Part("", 4, 8, ratio(row, "dense", generated)),))
+    yield Goal("the same, whole training step, batch 128", (Part("", 4, 8, _of_formats(row, generated)),))
 
     parts = []
     for batch in LINEAR_BATCHES:
@@ -149,6 +154,10 @@ def _conv(side: int, mode: str, batch: int) -> str:
 
 def _faster(rows: Rows, line: str, variant: str, batch: int, least: float, aim: float) -> Part:
     return Part(f"batch {batch}", least, aim, ratio(rows.get(f"{line}, batch {batch}"), "dense", variant))
+
+
+def _of_formats(row: Row | None, variant: str) -> float | None:
+    return ratio(row, faster_format(row, "dense"), faster_format(row, variant))
 
 
 def _over_tensorly(row: Row) -> float | None:

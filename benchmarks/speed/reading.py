@@ -5,13 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-__all__ = ["LIMIT", "dense_wins", "measured", "over_dense", "peer", "ratio", "regrets", "rows_of", "spread"]
+__all__ = [
+    "CHANNELS_LAST",
+    "LIMIT",
+    "dense_wins",
+    "faster_format",
+    "measured",
+    "over_dense",
+    "peer",
+    "ratio",
+    "regrets",
+    "rows_of",
+    "spread",
+]
 
 Row = dict[str, Any]
 Rows = Mapping[str, Row]
 
 TOPOLOGIES = ("ttn", "attn", "mera")
 _WAYS = ("factored", "dense")
+#: Behind the name of a model that runs in torch's other memory format.
+CHANNELS_LAST = ", channels last"
 #: What auto may take of the time of dense.
 LIMIT = 1.05
 
@@ -44,6 +58,13 @@ def peer(row: Row | None, family: str) -> tuple[str, float] | None:
     return (min(times)[1], min(times)[0]) if times else None
 
 
+def faster_format(row: Row | None, name: str) -> str:
+    """Return the name of a model's variant in the memory format in which it is faster."""
+    found = peer(row, name + CHANNELS_LAST)
+    time = measured(row, name)
+    return name if found is None or (time is not None and time <= found[1]) else found[0]
+
+
 def spread(row: Row | None, names: Iterable[str]) -> float | None:
     """Return half the distance of the quartiles over the median, of the named variant where it is largest."""
     results = [] if row is None else [row["results"].get(name, {}) for name in names]
@@ -68,7 +89,7 @@ def over_dense(rows: Rows, mode: str, dtype: str = "float32") -> Iterator[tuple[
     """Yield what ``auto`` takes over dense beyond the spread: its first quartile over dense's third."""
     for row in rows_of(rows, mode=mode, dtype=dtype):
         for name in row["results"]:
-            if name.endswith(" auto") or (row["kind"] == "model" and name != "dense"):
+            if name.endswith(" auto") or (row["kind"] == "model" and not name.startswith("dense")):
                 mine, dense = measured(row, name, "low"), measured(row, "dense", "high")
                 if mine is not None and dense is not None:
                     yield row, name, mine / dense

@@ -6,7 +6,19 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from benchmarks.speed.goals import Goal, goals
-from benchmarks.speed.reading import TOPOLOGIES, Row, Rows, dense_wins, measured, peer, ratio, regrets, rows_of, spread
+from benchmarks.speed.reading import (
+    TOPOLOGIES,
+    Row,
+    Rows,
+    dense_wins,
+    faster_format,
+    measured,
+    peer,
+    ratio,
+    regrets,
+    rows_of,
+    spread,
+)
 
 __all__ = ["TABLES", "markdown"]
 
@@ -96,16 +108,17 @@ def headline_table(rows: Rows) -> str:
     for work, key, name in chosen:
         row = rows.get(key)
         best = peer(row, "tensorly")
-        times = ratio(row, "dense", name)
+        dense, name = faster_format(row, "dense"), faster_format(row, name)
+        times = ratio(row, dense, name)
         faster = "–" if times is None else f"**{number(times)}x**"
         lines.append(
             [
                 work,
-                *(seconds(measured(row, n)) for n in ("dense", name)),
+                *(seconds(measured(row, n)) for n in (dense, name)),
                 faster,
-                within(row, ("dense", name)),
+                within(row, (dense, name)),
                 seconds(best[1]) if best else "–",
-                *(size(measured(row, n, "peak")) for n in ("dense", name)),
+                *(size(measured(row, n, "peak")) for n in (dense, name)),
             ]
         )
     head = [

@@ -7,12 +7,14 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 import adntn
 from adntn.experiments.models import alexnet, vgg16
 from benchmarks.speed import peers
 from benchmarks.speed.cases import Case, Shape
+from benchmarks.speed.reading import CHANNELS_LAST
 
 __all__ = ["LEFT_OUT", "TARGETS", "TOPOLOGIES", "Variant", "variants_of"]
 
@@ -30,6 +32,7 @@ TARGETS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "alexnet": {"two convolutions": ("features.3", "features.10"), "all layers": ("re:.*",)},
 }
 
+_WITH_FORMATS = ("convolutions but the first, FC2", "all layers")
 _WITH_MERA = ("convolutions but the first, FC2", "two convolutions")
 
 #: What the grid does not have, and why. Part of the results.
@@ -126,11 +129,31 @@ def _low_rank(shape: Shape) -> nn.Module:
 
 def _model_variants(case: Case) -> Iterator[Variant]:
     yield Variant("dense", "dense", partial(_model, case.model))
+    yield Variant(f"dense{CHANNELS_LAST}", "dense", partial(_channels_last, partial(_model, case.model)))
     for topology in ("ttn", "mera"):
         for name in TARGETS[case.model]:
             if topology == "mera" and (name not in _WITH_MERA or case.dtype != "float32"):
                 continue
-            yield Variant(f"{topology}: {name}", "adntn", partial(_copy_of, _compressed, case.model, topology, name))
+            build = partial(_copy_of, _compressed, case.model, topology, name)
+            yield Variant(f"{topology}: {name}", "adntn", build)
+            if topology == "ttn" and name in _WITH_FORMATS:
+                yield Variant(f"{topology}: {name}{CHANNELS_LAST}", "adntn", partial(_channels_last, build))
+
+
+class _ChannelsLast(nn.Module):
+    """A model in torch's other memory format; what it costs to bring the images there is part of it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model.to(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.model(x.contiguous(memory_format=torch.channels_last))
+        return y
+
+
+def _channels_last(build: Callable[[], nn.Module]) -> nn.Module:
+    return _ChannelsLast(build())
 
 
 def _model(name: str) -> nn.Module:

@@ -115,6 +115,13 @@ def reuse() -> str:
     return speed.markdown(["input", "k", *(f"n = {n}" for n in (64, 256, 1024))], rows.values())
 
 
+def reuse_layers() -> str:
+    """Whole layers with reuse over those without it."""
+    measured = json.loads(REUSE.read_text())["layers"]
+    rows = [[r["layer"], r["input"], f"{r['on']:.2f}", f"{r['auto']:.2f}"] for r in measured]
+    return speed.markdown(["4096×4096, 256 rows", "input", "`on`", "`auto`"], rows)
+
+
 def memory(batch: int = 128) -> str:
     """Numbers that training a 4096×4096 layer with AdamW holds, beside its input."""
     rows = []
@@ -164,6 +171,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "latent": lambda: costs(number("latent_order", (1, 3, 5, 8, 12))),
     "starts": starts,
     "reuse": reuse,
+    "reuse-layers": reuse_layers,
     "memory": memory,
 }
 

@@ -206,7 +206,8 @@ class WeightedSum:
         """Return the sum, and every term by name without its factor and detached; terms of factor zero are left out."""
         values = {name: loss(*inputs) for name, (factor, loss) in self.terms.items() if factor}
         parts = [self.terms[name][0] * value for name, value in values.items()]
-        total = torch.stack(parts).sum() if parts else torch.zeros(())
+        device = next((each.device for each in inputs if isinstance(each, Tensor)), None)
+        total = torch.stack(parts).sum() if parts else torch.zeros((), device=device)
         return total, {name: value.detach() for name, value in values.items()}
 
 

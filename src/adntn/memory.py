@@ -64,7 +64,9 @@ def _gib(count: int) -> str:
 def _free_memory(device: torch.device) -> int | None:
     """Return the free bytes of a device, or None where that cannot be asked."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        # What torch's allocator holds and nobody uses is free too.
+        idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + idle
     if device.type != "cpu":
         return None
     try:

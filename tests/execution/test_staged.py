@@ -73,7 +73,7 @@ def test_a_linear_layer(out: int, inner: int, options: dict[str, Any], bias: boo
     config = GeneratorConfig(**options)
     layer = Linear(inner, out, bias, config, execution="factored", dtype=torch.float64)
     assert max(stages(layer)) == 2
-    for rows in ((2, 3), (40,)):
+    for rows in ((2, 3), (40,), (0,)):
         check(layer, lambda x: F.linear(x, layer.weight, layer.bias), draw(*rows, inner))
 
 
@@ -105,7 +105,6 @@ def test_other_memory_formats_are_left_to_torchs_convolutions() -> None:
     strided = x.to(memory_format=torch.channels_last)
     assert layer._staged_map(strided) is None
     assert layer(strided).is_contiguous(memory_format=torch.channels_last)
-    assert layer._staged_map(x[:1, :, :4, :4]) is None  # too little for matrix products
     torch.testing.assert_close(layer(strided), layer(x), rtol=1e-4, atol=1e-5)
 
 

@@ -72,12 +72,12 @@ class Forest:
         if len(side.stages) == 1:
             return multiply(matrices[0].mT.reshape(trees * columns, rows), state, batch, rows, right)
         first, last = matrices
-        left, first_rows, _, _ = side.stages[0]
+        left, first_rows, first_columns, _ = side.stages[0]
         held = columns // left
         stacked = last.reshape(trees, rows, left, held).permute(2, 0, 3, 1).reshape(left * trees * held, rows)
         state = multiply(stacked, state, batch, rows, done * right)
         state = _each(first.mT, state, batch * left, first_rows, right)
-        return state.reshape(batch, left, trees, -1).transpose(1, 2).contiguous()
+        return state.reshape(batch, left, trees, first_columns * right).transpose(1, 2).contiguous()
 
     def expand(
         self,
@@ -93,13 +93,13 @@ class Forest:
         left = 1
         if len(side.stages) > 1:
             left, _, first_columns, _ = side.stages[0]
-            state = state.view(batch, trees, left, -1).transpose(1, 2).contiguous()
+            state = state.view(batch, trees, left, first_columns * right).transpose(1, 2).contiguous()
             state = _each(matrices[0], state, batch * left, first_columns, right)
         # Of what is added up, the part that is first in a tree's own state comes first, then the tree.
         last = matrices[-1].reshape(groups, self.terms, rows, left, columns // left).permute(0, 2, 3, 1, 4)
         last = last.reshape(groups, rows, self.terms * columns)
-        state = state.view(batch, left, groups, -1).transpose(1, 2).contiguous()
         sizes = batch, self.terms * columns, done * right
+        state = state.view(batch, left, groups, sizes[1] // left * sizes[2]).transpose(1, 2).contiguous()
         y = multiply(last[0], state, *sizes) if groups == 1 else _each(last, state, *sizes)
         y = y.view(batch, groups, side.made, right).narrow(2, 0, side.size).reshape(batch, self.size, right)
         return y if bias is None else y + bias.to(y.dtype).unsqueeze(1)

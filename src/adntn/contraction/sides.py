@@ -19,6 +19,9 @@ from adntn.contraction.steps import Plan
 
 __all__ = ["Side", "multiply"]
 
+# Columns from which on each row of a batch has a product of its own.
+_WIDE = 16
+
 
 class Side:
     """One side of a tree's split, or some of its rows.
@@ -110,6 +113,9 @@ class Side:
             state = multiply(matrix, state, batch * left, columns, done * right)
         matrix, (_, rows, columns, done) = last
         if self.made == self.size:
+            if bias is not None and right > 1 and batch == 1:  # cheaper behind the product than to spread it before
+                y = multiply(matrix, state, batch, columns, done * right).view(batch, self.size, right)
+                return y + bias.to(y.dtype).unsqueeze(1)
             if bias is not None and done * right > 1:
                 bias = bias.view(rows, done)
                 bias = bias if right == 1 else bias.unsqueeze(2).expand(-1, -1, right).flatten(1)
@@ -168,5 +174,9 @@ def multiply(
     if batch == 1:
         state = state.view(k, n)
         return torch.mm(matrix, state) if bias is None else torch.addmm(bias, matrix, state)
+    if n < _WIDE:  # a batch of products of few columns is slow; side by side they are one of many
+        beside = state.view(batch, k, n).transpose(0, 1).reshape(k, batch * n)
+        y = torch.mm(matrix, beside).view(len(matrix), batch, n).transpose(0, 1).contiguous()
+        return y if bias is None else y + bias
     each, state = matrix.expand(batch, -1, -1), state.view(batch, k, n)
     return torch.bmm(each, state) if bias is None else torch.baddbmm(bias, each, state)

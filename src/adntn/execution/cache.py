@@ -22,34 +22,29 @@ __all__ = ["is_kept", "keep", "keeping"]
 Value = TypeVar("Value")
 
 
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """A parameter as it was when the values were made."""
+# A parameter as it was when the values were made: its path, itself, its address, its version and its numbers.
+_Seen = tuple[tuple[str, ...], Tensor, int, int, Tensor]
 
-    path: tuple[str, ...]
-    parameter: Tensor
-    address: int
-    version: int
-    copy: Tensor
 
-    @classmethod
-    def of(cls, path: tuple[str, ...], parameter: Tensor) -> _Seen:
-        if parameter.is_meta:
-            raise RuntimeError("no memory")
-        copy = parameter.detach().clone()
-        return cls(path, parameter, parameter.data_ptr(), _version(parameter), copy)
+def _seen(path: tuple[str, ...], parameter: Tensor) -> _Seen:
+    if parameter.is_meta:
+        raise RuntimeError("no memory")
+    return path, parameter, parameter.data_ptr(), _version(parameter), parameter.detach().clone()
 
-    def is_true(self, generator: GeneratorModule) -> bool:
-        *modules, name = self.path
+
+def _is_true(seen: tuple[_Seen, ...], generator: GeneratorModule) -> bool:
+    """Return whether all parameters are as they were; in few steps, since this runs at every call of a layer."""
+    for (*modules, name), parameter, address, version, copy in seen:
         here: nn.Module = generator
         for module in modules:
             here = here._modules[module]  # type: ignore[assignment]
-        p = self.parameter
-        if here._parameters.get(name) is not p or p.data_ptr() != self.address or _version(p) != self.version:
+        if here._parameters.get(name) is not parameter or parameter.data_ptr() != address:
             return False
         # Writing through ``.data`` leaves no trace in the version. The parameters are a few hundred numbers, so on the
         # CPU they are simply compared; on a GPU that would wait for the device at every call.
-        return p.is_cuda or torch.equal(p, self.copy)
+        if _version(parameter) != version or not (parameter.is_cuda or torch.equal(parameter, copy)):
+            return False
+    return True
 
 
 @dataclass
@@ -93,10 +88,10 @@ def keep(generator: GeneratorModule, name: str, make: Callable[[], Value]) -> Va
     if kept is None:
         return make()
     try:
-        if not (kept.seen and all(seen.is_true(generator) for seen in kept.seen)):
+        if not kept.seen or not _is_true(kept.seen, generator):
             kept.seen, kept.values = (), {}
             named = generator.generator_parameters()
-            kept.seen = tuple(_Seen.of(tuple(name.split(".")), parameter) for name, parameter in named)
+            kept.seen = tuple(_seen(tuple(name.split(".")), parameter) for name, parameter in named)
     except RuntimeError:
         return make()  # parameters without memory: on the meta device, or inside torch.func
     value, versions = kept.values.get(name, (None, None))

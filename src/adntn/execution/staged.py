@@ -20,15 +20,11 @@ from adntn.errors import ShapeError
 from adntn.execution.factored import CONV, CONV_TRANSPOSE
 from adntn.execution.reuse import first_stage
 
-__all__ = ["FEW", "FEW_COLUMNS", "FEW_PLACES", "SMALL", "Staged"]
+__all__ = ["FEW", "SMALL", "Staged"]
 
 # For a few rows the time is that of the calls, and factors that are kept and this small (in numbers) need fewer.
 FEW = 8
 SMALL = 1 << 17
-# Fewer places of all maps together are left to torch's convolutions, and so are maps of fewer places each where there
-# is but one stage: matrix products of some few columns are slow.
-FEW_PLACES = 64
-FEW_COLUMNS = 16
 
 
 @dataclass(frozen=True)
@@ -84,7 +80,7 @@ class Staged:
         if self.trees == 1:
             hidden = F.linear(hidden.view(rows, self.inner.rank), self.centre)
         else:
-            each = hidden.view(rows, self.trees, -1).transpose(0, 1)
+            each = hidden.view(rows, self.trees, self.inner.rank // self.trees).transpose(0, 1)
             hidden = torch.bmm(each, self.centre.unflatten(0, (self.trees, -1)).mT).transpose(0, 1).contiguous()
         return self.outer.expand(self._of(self.outer), hidden, rows, 1, bias).view(*batch, self.outer.size)
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
+from adntn.cores import CoreModule
 from adntn.errors import CompressionError, ConfigError, ShapeError
 from adntn.execution.cache import keep
 from adntn.execution.factored import Factors
@@ -74,7 +75,7 @@ class GeneratedWeight(Planned):
         self.rows = rows
         self._share(generator)
 
-    def _replace(self, other: GeneratorModule) -> None:
+    def _replace(self, other: CoreModule) -> None:
         super()._replace(other)
         self.execution = self.execution  # what is faster may have changed
 
@@ -186,7 +187,7 @@ class GeneratedWeight(Planned):
         super()._grow(*args)
         self._zero_rows: list[int] = []
 
-    def _share(self, other: GeneratorModule) -> None:
+    def _share(self, other: CoreModule) -> None:
         super()._share(other)
         # One list for all that share, as a tied weight of torch's is one tensor.
         self._zero_rows = vars(other).setdefault("_zero_rows", [])

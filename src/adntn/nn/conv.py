@@ -14,7 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 from adntn.errors import ShapeError
 from adntn.execution import factored
 from adntn.execution.plan import Work, multiply_adds
-from adntn.execution.staged import FEW_COLUMNS, FEW_PLACES, Staged
+from adntn.execution.staged import FEW, Staged
 from adntn.nn._generated import GeneratedLayer
 from adntn.topology import GeneratorConfig
 
@@ -35,11 +35,9 @@ class ConvolutionLayer(GeneratedLayer, _ConvNd):  # type: ignore[override, misc]
         batched = input.ndim == len(self.kernel_size) + 2
         if self.groups > 1 or not batched or not input.is_contiguous():
             return None
-        places = math.prod(input.shape[2:])
-        staged = self._staged(len(input) * places, one_stage=True) if len(input) * places >= FEW_PLACES else None
+        staged = self._staged(FEW, one_stage=True)
         # One stage of several trees is what torch's convolutions do as well.
-        one_stage_pays = staged is not None and staged.trees == 1 and places >= FEW_COLUMNS
-        return staged if staged is not None and (staged.is_staged or one_stage_pays) else None
+        return staged if staged is not None and (staged.is_staged or staged.trees == 1) else None
 
     def _options(self) -> tuple[Hashable, ...]:
         return (self.stride, self.padding, self.dilation, self.groups, self.padding_mode, self.output_padding)

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adntn.adjoint.reverse import full_precision
+from adntn.cores import CoreModule
 from adntn.errors import ConfigError, ShapeError
 from adntn.execution import factored
-from adntn.generator import GeneratorModule
 from adntn.nn._generated import GeneratedLayer
 from adntn.topology import Blueprint, GeneratorConfig
 
@@ -108,7 +108,7 @@ class Embedding(GeneratedLayer, nn.Embedding):  # type: ignore[override]  # the 
         super()._grow(*args)
         self._keep_padding_zero()
 
-    def _share(self, other: GeneratorModule) -> None:
+    def _share(self, other: CoreModule) -> None:
         if self.rows is not None:
             raise ShapeError("an embedding looks up all rows that a generator makes; it cannot share one in part.")
         super()._share(other)

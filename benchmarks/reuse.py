@@ -1,6 +1,6 @@
 """The first stage of a product with zero and equal sub-vectors left out, against the plain product, in turns.
 
-    OMP_NUM_THREADS=1 python benchmarks/reuse.py
+    OMP_NUM_THREADS=1 python benchmarks/reuse.py            # --layers for whole layers only
 
 Writes medians of reuse over plain (below 1 is faster) to results/reuse.json: with each kind of reuse taken whatever it
 costs, and with the choice by a sample, which includes the time to look. Times are those of the one thread itself.
@@ -9,9 +9,11 @@ costs, and with the choice by a sample, which includes the time to look. Times a
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import random
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -124,15 +126,16 @@ def main() -> None:
         for kind, make in INPUTS.items()
     ]
     print(*map(json.dumps, layers), sep="\n")
-    rows = []
-    for name, make in INPUTS.items():
-        for size in SIZES:
-            for columns in COLUMNS:
-                torch.manual_seed(0)
-                row = compare(make(size).reshape(-1, size), columns)
-                rows.append({"input": name, "n": size, "k": columns, "rows": BATCH * FEATURES // size, **row})
-                print(json.dumps(rows[-1]))
-    result = {"torch": torch.__version__, "threads": torch.get_num_threads(), "seed": 0, "layers": layers, "rows": rows}
+    result = {"torch": torch.__version__, "threads": torch.get_num_threads(), "seed": 0, "layers": layers}
+    if "--layers" in sys.argv[1:]:
+        result["rows"] = json.loads(RESULTS.read_text())["rows"]
+    else:
+        result["rows"] = []
+        for (name, make), size, columns in itertools.product(INPUTS.items(), SIZES, COLUMNS):
+            torch.manual_seed(0)
+            row = compare(make(size).reshape(-1, size), columns)
+            result["rows"].append({"input": name, "n": size, "k": columns, "rows": BATCH * FEATURES // size, **row})
+            print(json.dumps(result["rows"][-1]))
     with writing(RESULTS) as temporary:
         temporary.write_text(json.dumps(result, indent=1) + "\n")
 

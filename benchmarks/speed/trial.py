@@ -196,7 +196,7 @@ def _file_bytes(model: nn.Module) -> int:
         if any(isinstance(module, GeneratedWeight) for module in model.modules()):
             adntn.save(model, path)
         else:
-            save_file(model.state_dict(), path)
+            save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path)
         return path.stat().st_size
 
 

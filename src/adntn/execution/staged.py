@@ -85,7 +85,8 @@ class Staged:
         return self.outer.expand(self._of(self.outer), hidden, rows, 1, bias).view(*batch, self.outer.size)
 
     def _reused(self, x: Tensor, rows: int, reuse: str) -> Tensor | None:
-        if isinstance(self.inner, Forest):
+        # The matrices of two stages have so few columns that it pays for no input: benchmarks/reuse.py.
+        if isinstance(self.inner, Forest) or reuse == "auto":
             return None
         product = functools.partial(first_stage, reuse=reuse)
         return self.inner.contract_sub_vectors(self._of(self.inner), x.contiguous(), rows, product)

@@ -97,7 +97,7 @@ def test_it_runs_in_bf16_and_under_autocast(name: str, way: str) -> None:
 def test_only_the_different_inputs_are_projected(monkeypatch: pytest.MonkeyPatch) -> None:
     rows: list[int] = []
     linear = factored.linear
-    monkeypatch.setattr(factored, "linear", lambda x, f, b: rows.append(f[0].shape[1]) or linear(x, f, b))
+    monkeypatch.setattr(factored, "linear", lambda x, f, b, *r: rows.append(f[0].shape[1]) or linear(x, f, b))
     layer = build("plain", "factored")
     for kind, expected in (("self", [96]), ("memory", [32, 64]), ("cross", [32, 32, 32])):
         layer(*inputs(layer, kind))

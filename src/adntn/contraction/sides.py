@@ -177,6 +177,6 @@ def multiply(
     if n < _WIDE:  # a batch of products of few columns is slow; side by side they are one of many
         beside = state.view(batch, k, n).transpose(0, 1).reshape(k, batch * n)
         y = torch.mm(matrix, beside).view(len(matrix), batch, n).transpose(0, 1).contiguous()
-        return y if bias is None else y + bias
+        return y if bias is None else y + bias.to(y.dtype)
     each, state = matrix.expand(batch, -1, -1), state.view(batch, k, n)
     return torch.bmm(each, state) if bias is None else torch.baddbmm(bias, each, state)

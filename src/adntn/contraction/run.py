@@ -229,14 +229,18 @@ class Contraction:
         cores = self.cores(parameters, self.blueprint.levels[-1])
         plan = self.split.staged_outer if axis == OUT else self.split.staged_inner
         trees, like = self.blueprint.config.trees, next(iter(parameters.values()))
-        mixed = len(plan.segments) == 1 and len(plan.segments[0].stages) > 1
+        mixed = (
+            len(plan.segments) == 1
+            and len(plan.segments[0].stages) > 1
+            and self.blueprint.config.topology != "brickwall"
+        )
         if mixed and 2 * plan.size_in <= plan.size_out[0]:  # gates are merged into one matrix, not met one by one
             (rows,) = segment_matrices(plan, cores, like.new_empty(trees, 0))
             assert rows is not None
             assert plan.crop is not None
             rows = rows.expand(trees, -1, -1)[..., : plan.crop[0]]
         else:
-            plan = plan if len(plan.segments) > 1 else self.split.side(axis)
+            plan = self.split.side(axis)
             identity = torch.eye(plan.size_in, dtype=like.dtype, device=like.device)
             rows = apply(plan, cores, identity.expand(trees, -1, -1))
         side = in_digit_order(rows, self.blueprint.tensorization, [axis], first_dim=2).mT

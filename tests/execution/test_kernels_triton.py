@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from conformance_cases import Case, relative_error
 from torch import Tensor
+from torch.library import opcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -273,10 +274,10 @@ def test_operators_keep_torchs_rules() -> None:
     x, bias = torch.randn(5, 40, requires_grad=True), torch.randn(100, requires_grad=True)
     layout = tiles.layout(gen).numbers()
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static")
-    torch.library.opcheck(ops.weight, (state, matrix, layout, torch.float32), test_utils=tests)
-    torch.library.opcheck(ops.product, (x, state, matrix, bias, layout, False), test_utils=tests)
+    opcheck(ops.weight, (state, matrix, layout, torch.float32), test_utils=tests)
+    opcheck(ops.product, (x, state, matrix, bias, layout, False), test_utils=tests)
     upstream = torch.randn(5, 100, requires_grad=True)
-    torch.library.opcheck(ops.product, (upstream, state, matrix, None, layout, True), test_utils=tests)
+    opcheck(ops.product, (upstream, state, matrix, None, layout, True), test_utils=tests)
 
 
 def test_transforms_of_torch_func_take_torch_operations() -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.library import custom_op
 
 __all__ = ["product", "weight"]
 
@@ -87,7 +88,7 @@ def _three(layout: Layout) -> tuple[Layout, Layout, Layout]:
 # --- the whole weight -------------------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op(
+@custom_op(
     "adntn::tiles_weight",
     mutates_args=(),
     schema="(Tensor state, Tensor matrix, int[] layout, ScalarType dtype) -> Tensor",
@@ -117,7 +118,7 @@ def _(state: Tensor, matrix: Tensor, layout: Layout, dtype: torch.dtype) -> Tens
     return state.new_empty((layout[0], *layout[8:11]), dtype=dtype)
 
 
-@torch.library.custom_op(
+@custom_op(
     "adntn::tiles_weight_gradients",
     mutates_args=(),
     schema="(Tensor upstream, Tensor state, Tensor matrix, int[] layout) -> (Tensor, Tensor)",
@@ -164,7 +165,7 @@ weight.register_autograd(_weight_backward, setup_context=_keep_weight)
 # --- a product that never makes it ------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op(
+@custom_op(
     "adntn::tiles_product",
     mutates_args=(),
     schema="(Tensor x, Tensor state, Tensor matrix, Tensor? bias, int[] layout, bool transposed) -> Tensor",
@@ -230,7 +231,7 @@ def _(x: Tensor, state: Tensor, matrix: Tensor, bias: Tensor | None, layout: Lay
     return x.new_empty(x.shape[0], _width(layout, int(transposed)))
 
 
-@torch.library.custom_op(
+@custom_op(
     "adntn::tiles_product_gradients",
     mutates_args=(),
     schema="(Tensor x, Tensor upstream, Tensor state, Tensor matrix, int[] layout) -> (Tensor, Tensor)",

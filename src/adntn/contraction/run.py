@@ -229,11 +229,7 @@ class Contraction:
         cores = self.cores(parameters, self.blueprint.levels[-1])
         plan = self.split.staged_outer if axis == OUT else self.split.staged_inner
         trees, like = self.blueprint.config.trees, next(iter(parameters.values()))
-        mixed = (
-            len(plan.segments) == 1
-            and len(plan.segments[0].stages) > 1
-            and self.blueprint.config.topology != "brickwall"
-        )
+        mixed = len(plan.segments) == 1 and len(plan.segments[0].stages) > 1
         if mixed and 2 * plan.size_in <= plan.size_out[0]:  # gates are merged into one matrix, not met one by one
             (rows,) = segment_matrices(plan, cores, like.new_empty(trees, 0))
             assert rows is not None

@@ -196,11 +196,15 @@ def _by_pieces(matrix: Tensor, stage: Stage, cores: Cores, like: Tensor, runs: R
         if piece.kind == "pass":
             rest //= piece.size
             continue
-        own = piece_matrix(piece, cores, like, runs)
-        rest //= own.shape[1]
-        last = matrix.reshape(groups, -1, own.shape[1], rest).mT
-        made = last.reshape(groups, -1, own.shape[1]) @ own
-        matrix = made.reshape(groups, -1, rest, own.shape[2]).mT
+        stack = _stack(piece, cores, runs)
+        most = max(1, int(math.log(_LARGEST_STAGE, stack.shape[2])))  # cores whose matrix is small still
+        for some in stack.split(most, dim=1):
+            own = kron_stack(some)
+            own = own.mT if piece.kind == "mix" else own
+            rest //= own.shape[1]
+            last = matrix.reshape(groups, -1, own.shape[1], rest).mT
+            made = last.reshape(groups, -1, own.shape[1]) @ own
+            matrix = made.reshape(groups, -1, rest, own.shape[2]).mT
     return matrix.reshape(groups, rows, columns)
 
 
@@ -225,12 +229,12 @@ def piece_matrix(piece: Piece, cores: Cores, like: Tensor, runs: Runs | None = N
     """Return the Kronecker product of a run of cores, as they act on a state from the right."""
     if piece.kind == "pass":
         return torch.eye(piece.size, dtype=like.dtype, device=like.device).unsqueeze(0)
-    if runs is None:
-        stack = cores[piece.name][:, piece.start : piece.start + piece.count]
-    else:
-        stack = runs[piece.name, piece.start]
-    whole = kron_stack(stack)
+    whole = kron_stack(_stack(piece, cores, runs))
     return whole.mT if piece.kind == "mix" else whole
+
+
+def _stack(piece: Piece, cores: Cores, runs: Runs | None) -> Tensor:
+    return runs[piece.name, piece.start] if runs else cores[piece.name][:, piece.start : piece.start + piece.count]
 
 
 def kron_stack(stack: Tensor) -> Tensor:  # shape: (groups, n, a, b) -> (groups, a**n, b**n)

@@ -16,7 +16,9 @@ __all__ = [
     "ConfigError",
     "EntryIndexError",
     "GeneratorTooLargeError",
+    "NonFiniteError",
     "ShapeError",
+    "TrainingStopped",
 ]
 
 
@@ -46,6 +48,14 @@ class CheckpointError(AdntnError, RuntimeError):
 
 class GeneratorTooLargeError(AdntnError, MemoryError):
     """A generator's intermediate arrays would not fit into memory; nothing was allocated."""
+
+
+class NonFiniteError(AdntnError, ArithmeticError):
+    """Training came to NaN or infinity; the message names the layer and the last good state."""
+
+
+class TrainingStopped(AdntnError, RuntimeError):
+    """A run ended before its end, by a signal or its time limit; it goes on from what it has kept."""
 
 
 def nearest(given: str, known: Iterable[str]) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, fields
-from typing import Any, Self
+from dataclasses import fields
+from typing import Any, Self, get_args, get_type_hints
 
 from adntn.errors import ConfigError, nearest
 
@@ -30,18 +30,31 @@ class Options:
         if not isinstance(values, Mapping):
             raise ConfigError(f"{cls.what}: a table of options is needed, not {values!r}.")
         known = [field.name for field in fields(cls) if field.init]  # type: ignore[arg-type]
+        kinds = get_type_hints(cls)
         given: dict[str, Any] = {}
         for name, value in values.items():
             plain = str(name).replace("-", "_")
             if plain not in known:
                 listed = ", ".join(known) or "none"
                 raise ConfigError(f"{cls.what} has no option {name!r}; it has {listed}.{nearest(plain, known)}")
-            given[plain] = tuple(value) if isinstance(value, list) else value
+            given[plain] = _value(kinds[plain], value)
         return cls(**given)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that :meth:`from_dict` reads back to equal options."""
-        return asdict(self)  # type: ignore[call-overload,no-any-return]
+        return {field.name: _plain(getattr(self, field.name)) for field in fields(self) if field.init}  # type: ignore[arg-type]
+
+
+def _value(kind: Any, value: Any) -> Any:
+    """Return a value as a field of that type has it: a table becomes the options that it stands for."""
+    for possible in (kind, *get_args(kind)):
+        if isinstance(possible, type) and issubclass(possible, Options) and isinstance(value, Mapping):
+            return possible.from_dict(value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _plain(value: Any) -> Any:
+    return value.to_dict() if isinstance(value, Options) else value
 
 
 def check_number(

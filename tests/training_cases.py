@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from adntn import GeneratorConfig, compress_
+from adntn.errors import TrainingStopped
 from adntn.training.data import Part, TrainingData
 from adntn.training.loop import Fitted, fit
 from adntn.training.optimization import Optimization
@@ -48,3 +52,31 @@ def fitted(model: nn.Module, how: Optimization | None = None, **options: Any) ->
 def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     """Whether two state_dicts are equal to the bit."""
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def stopping(after: int) -> Callable[[int, int], None]:
+    """Send SIGTERM to this process in the so many-th step."""
+    steps = iter(range(1, after + 1))
+
+    def on_step(step: int, total: int) -> None:
+        if next(steps, 0) == after:
+            signal.raise_signal(signal.SIGTERM)
+
+    return on_step
+
+
+def in_pieces(build: Callable[[], nn.Module], how: Optimization, folder: Path, every: int) -> tuple[Fitted, nn.Module]:
+    """Train with an interruption every so many steps, each time with a model as it was before."""
+    for _ in range(100):
+        model = build()
+        try:
+            return fitted(model, how, folder=folder, on_step=stopping(every)), model
+        except TrainingStopped as stopped:
+            said = str(stopped)
+        assert "SIGTERM" in said
+        assert str(folder) in said
+    raise AssertionError("it never ended")
+
+
+def table(folder: Path) -> str:
+    return (folder / "metrics" / "metrics.csv").read_text()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import tempfile
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
@@ -88,6 +89,8 @@ class Keeper(CheckpointIO):
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass  # what cannot be written is said now, not after an epoch
             for name in (EPOCH, PAUSE):
                 for part in self.folder.glob(f".{name}.*.part"):
                     part.unlink(missing_ok=True)
@@ -174,7 +177,7 @@ def fingerprint(
         name: f"{tuple(t.shape)} {t.dtype}{' trained' if t.requires_grad else ''}"
         for name, t in [*model.named_parameters(), *model.named_buffers()]
     }
-    configs = {name: str(weight.config.to_dict()) for name, weight in generated_weights(model).items()}
+    configs = {name: weight.config.to_dict() for name, weight in generated_weights(model).items()}
     losses = getattr(objective, "losses", None)
     try:
         terms = repr(losses.to_dict()) if losses is not None else "cross-entropy"
@@ -194,7 +197,7 @@ def _difference(key: str, then: Any, now: Any) -> str:
     if isinstance(then, dict) and isinstance(now, dict):
         for name in [*then, *now]:
             if then.get(name) != now.get(name):
-                return f"{key} {name!r} was {then.get(name)!r} and is {now.get(name)!r}"
+                return _difference(f"{key} {name!r}", then.get(name), now.get(name))
     return f"{key} was {then!r} and is {now!r}"
 
 

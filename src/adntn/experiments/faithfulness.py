@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassCalibrationError, MulticlassConfusionMatrix
 from torchmetrics.regression import KLDivergence
 
-from adntn.compress import cached
 from adntn.errors import NonFiniteError, ShapeError
 from adntn.experiments.corruptions import STANDARD, corrupt
-from adntn.experiments.similarity import feature_similarity, in_its_dtype
+from adntn.experiments.similarity import feature_similarity
 from adntn.options import check_whole
+from adntn.training.modes import evaluating, in_its_dtype
 from adntn.training.seeds import derive_seed
 
 __all__ = ["Faithfulness", "Scores", "faithfulness"]
@@ -155,8 +155,7 @@ def faithfulness(
 
     with contextlib.ExitStack() as stack:
         for network in networks.values():
-            stack.enter_context(_evaluating(network))
-            stack.enter_context(cached(network))
+            stack.enter_context(evaluating(network))
         clean = _Clean(num_classes, len(networks), device)
         for logits, right in looks():
             clean.update(logits, right)
@@ -184,18 +183,6 @@ def _check(images: Tensor, labels: Tensor, num_classes: int) -> None:
             f"labels are whole numbers from 0 to num_classes - 1 = {num_classes - 1}; these are {labels.dtype} from "
             f"{labels.min().item()} to {labels.max().item()}."
         )
-
-
-@contextlib.contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
-    """Bring a network into evaluation mode, and each module back into its own afterwards."""
-    before = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, training in before:
-            module.training = training
 
 
 def _logits(network: nn.Module, inputs: Tensor, num_classes: int, who: str) -> Tensor:  # shape: (n, classes), float32

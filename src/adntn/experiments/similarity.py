@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from adntn.describe import plain_name
 from adntn.errors import CompressionError, nearest
 from adntn.targets import is_compiled_wrapper, listing
+from adntn.training.modes import in_its_dtype
 
-__all__ = ["common_layers", "feature_similarity", "in_its_dtype", "linear_cka"]
+__all__ = ["common_layers", "feature_similarity", "linear_cka"]
 
 # The unbiased estimate needs as many.
 _LEAST = 4
@@ -102,12 +103,6 @@ def common_layers(model: nn.Module, teacher: nn.Module) -> list[str]:
         for name, module in _modules(teacher).items()
         if name in ours and any(p.ndim >= 2 for p in module.parameters(recurse=False))
     ]
-
-
-def in_its_dtype(network: nn.Module, inputs: Tensor) -> Tensor:
-    """Return inputs in the dtype of a network's parameters."""
-    found = next((p.dtype for p in network.parameters() if p.is_floating_point()), inputs.dtype)
-    return inputs.to(found)
 
 
 def _plain(network: nn.Module) -> nn.Module:

@@ -116,8 +116,8 @@ def run_stages(
     steps: list[tuple[int, str, Stage | None]] = [(n, stage.kind, stage) for n, stage in enumerate(recipe.stages, 1)]
     if recipe.teacher is not None:
         steps.insert(0, (0, "teacher", None))
-    for stage in recipe.stages:
-        stage.check(built())  # what cannot be done is said now, not after the teacher has been trained
+    for each in recipe.stages:
+        each.check(built())  # what cannot be done is said now, not after the teacher has been trained
     previous: Path | None = None
     with _together():
         for number, kind, stage in steps:

@@ -52,6 +52,8 @@ class Options:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_plain, value))
     return value.to_dict() if isinstance(value, Options) else value
 
 

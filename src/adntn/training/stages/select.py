@@ -148,10 +148,8 @@ class Select(Stage):
             if plan is not None:
                 report = plan.apply_(state.model, **options)
             else:
-                config, overrides = self._configs()
-                report = compress_(
-                    state.model, config, self.targets, ignore=self.ignore, overrides=overrides, **options
-                )
+                config, options["overrides"] = self._configs()
+                report = compress_(state.model, config, self.targets, ignore=self.ignore, **options)
         return {"plan": None if plan is None else plan.to_dict(), **_outcome(report)}
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 import tomllib
 from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -106,6 +109,18 @@ def test_all_terms_go_to_json_and_back() -> None:
         assert Losses.from_dict(json.loads(json.dumps(each.to_dict()))) == each
         assert hash(each) == hash(Losses.from_dict(each.to_dict()))
     assert "l1" not in Losses().to_dict()
+
+
+def test_the_page_lists_every_term_with_its_options() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "api" / "losses.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", page, re.MULTILINE))
+    assert list(rows) == [field.name for field in fields(Losses)]
+    for name, options in rows.items():
+        known = {f.name: f.default for f in fields(Losses.from_dict(TERMS).terms[name])}
+        assert re.findall(r"`(\w+)`", options) == [option for option in known if option != "weight"], name
+        for option, default in re.findall(r'`(\w+)` = "?([\w.-]+)"?', options):
+            shown = str(known[option]).lower()
+            assert default in (shown, "all") or float(default) == known[option], (name, option)
 
 
 def test_cross_entropy_is_there_unless_its_weight_is_zero() -> None:
@@ -363,9 +378,9 @@ def test_looking_at_positions_leaves_the_model_as_it_was() -> None:
 @pytest.mark.usefixtures("no_graphs")
 @pytest.mark.parametrize("compiled_first", [True, False])
 def test_a_compiled_model_gives_the_same(compiled_first: bool) -> None:
-    model, teacher = networks(GeneratorConfig(latent_order=2))
+    model, teacher = networks(GeneratorConfig(topology="lowrank"))  # soon traced
     model.eval()
-    table = Losses.from_dict({name: TERMS[name] for name in ("features", "attention", "distillation", "isometry")})
+    table = Losses.from_dict({name: TERMS[name] for name in ("features", "attention", "distillation", "quantization")})
     with Objective(table, model, teacher) as objective:
         wanted, _ = objective(model, INPUTS, LABELS)
     gradients = torch.autograd.grad(wanted, list(model.parameters()))

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from adntn.training.stages.base import Event, Outcome, Stage, State
+from adntn.training.stages.quantize import Quantize
 
-__all__ = ["STAGES", "Event", "Outcome", "Stage", "State"]
+__all__ = ["STAGES", "Event", "Outcome", "Quantize", "Stage", "State"]
 
 #: Stages by the ``kind`` that names them in a recipe.
-_KINDS: tuple[type[Stage], ...] = ()
+_KINDS: tuple[type[Stage], ...] = (Quantize,)
 STAGES: Mapping[str, type[Stage]] = MappingProxyType({kind.kind: kind for kind in _KINDS})

@@ -31,6 +31,8 @@ from adntn.growth import GrowthReport, grow_
 from adntn.health import Health, diagnose
 from adntn.initialize import stable_rank
 from adntn.plan import ExecutionPlan, plan
+from adntn.quantization import Quantization
+from adntn.quantize import QuantizationReport, quantize_
 from adntn.ranks import CutRank, cut_bound, cut_ranks
 from adntn.topology import GeneratorConfig
 
@@ -51,6 +53,8 @@ __all__ = [
     "GeneratorTooLargeError",
     "GrowthReport",
     "Health",
+    "Quantization",
+    "QuantizationReport",
     "ShapeError",
     "__version__",
     "adjoint",
@@ -71,6 +75,7 @@ __all__ = [
     "materialize",
     "nn",
     "plan",
+    "quantize_",
     "register_activation",
     "save",
     "stable_rank",

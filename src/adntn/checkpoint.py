@@ -17,7 +17,8 @@ from adntn.errors import CheckpointError, CompressionError, ConfigError, ShapeEr
 from adntn.exchange import Replacement, Wanted, build, put_in_place
 from adntn.execution.choices import Choices
 from adntn.nn import GeneratedWeight
-from adntn.savefile import FORMAT_VERSION, Content, Entry, read, write, writing
+from adntn.quantization import quantized_names
+from adntn.savefile import FORMAT_VERSION, PACKED, Content, Entry, read, write, writing
 from adntn.targets import Place, Places, compiled_alone, find_places, held_by_optimizer
 from adntn.topology import Blueprint
 
@@ -56,8 +57,25 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     for name, weight in generated.items():
         first.setdefault(id(weight._network), name)
     shared = {name: owner for name, weight in generated.items() if (owner := first[id(weight._network)]) != name}
-    write(path, Content({n: Entry.of(n, weight) for n, weight in generated.items()}, shared, aliases, tensors))
+    entries = {name: Entry.of(name, weight) for name, weight in generated.items()}
+    write(path, Content(entries, shared, aliases, tensors, _packed(model, generated, tensors)))
     return path
+
+
+def _packed(
+    model: nn.Module, generated: Mapping[str, GeneratedWeight], tensors: Mapping[str, Tensor]
+) -> dict[str, str]:
+    """Return what the names of a quantised generator's tensors begin with, and the name of one of its weights."""
+    names = {id(module): plain_name(full) for full, module in reversed([*model.named_modules()])}
+    packed: dict[str, str] = {}
+    for name, weight in generated.items():
+        start = f"{module}." if (module := names[id(weight)]) else ""
+        own = [start + each for each in quantized_names(weight.blueprint)]
+        # Of those that share a generator one is stored. Where it is in part under the name of something else, as a
+        # parameter that is tied by hand, the float numbers stay.
+        if weight.quantization is not None and own and {*own} <= tensors.keys() and start + PACKED not in tensors:
+            packed[start] = name
+    return packed
 
 
 def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -142,6 +160,9 @@ def load(model: Model, path: str | os.PathLike[str]) -> Model:
     for name, entry in content.entries.items():
         if name in generated:
             _take(generated[name], entry)
+    for name, weight in generated_weights(model).items():
+        if name in content.entries:
+            weight._set_quantization(content.entries[name].quantization)
     return model
 
 

@@ -16,6 +16,7 @@ from adntn.adjoint.reverse import full_precision
 from adntn.baselines import Network, draw_network, network
 from adntn.contraction import Contraction
 from adntn.memory import check_memory
+from adntn.quantization import Quantization, fake_quantize, quantized_names
 from adntn.topology import Blueprint, GeneratorConfig
 
 __all__ = ["CoreModule"]
@@ -41,6 +42,7 @@ class CoreModule(nn.Module):
     _network: Network
     _paths: tuple[tuple[str, tuple[str, ...]], ...]
     _backward: str = "autograd"
+    _quantization: Quantization | None = None
 
     def _grow(
         self,
@@ -86,6 +88,7 @@ class CoreModule(nn.Module):
         """Register another module's root and cores as this one's too, as torch does with tied weights."""
         self.blueprint, self.std = other.blueprint, other.std
         self._paths, self._backward = other._paths, other._backward
+        self._quantization = other._quantization
         self._use(other._network)
         # In the one order that every process has: a set's order is not.
         names = [*(path[0] for _, path in other._paths), *other.blueprint.buffer_shapes, "activation"]
@@ -132,6 +135,18 @@ class CoreModule(nn.Module):
     def get_core(self, name: str) -> Tensor:
         """Return one of the generator's parameters, as ``"expand.1"``."""
         return self._tensor(tuple(name.split(".")))
+
+    def used_parameters(self) -> dict[str, Tensor]:
+        """Return root, cores and the activations' numbers as all is made of them: on their grid if quantised."""
+        learned = (name for name, _ in self.activation.named_parameters(prefix="activation"))
+        return {**self._used_cores(), **{name: self.get_core(name) for name in learned}}
+
+    def _used_cores(self) -> dict[str, Tensor]:
+        named = {name: self._tensor(path) for name, path in self._paths}
+        if self._quantization is not None:
+            for name in quantized_names(self.blueprint):
+                named[name] = fake_quantize(named[name], self.config.trees, self._quantization)
+        return named
 
     def _tensor(self, path: tuple[str, ...]) -> Tensor:
         # By attribute, not from the modules' dictionaries: torch.func and FSDP put other tensors in place.
@@ -186,12 +201,25 @@ class CoreModule(nn.Module):
     def _reference(self) -> Tensor:
         return self._tensor(self._paths[0][1])
 
+    @property
+    def quantization(self) -> Quantization | None:
+        """The grid that root and cores are on when they are used, or None; :func:`adntn.quantize_` sets it.
+
+        Those that share root and cores share it. A ``state_dict`` has the float numbers and does not have it;
+        :func:`adntn.save` stores it, and the numbers packed.
+        """
+        return self._quantization
+
+    def _set_quantization(self, quantization: Quantization | None) -> None:
+        for user in self.users():
+            user._quantization = quantization
+
     def shares_generator_with(self, other: CoreModule) -> bool:
         """Return whether both are made of the same root and cores."""
         return self._network is other._network
 
     def _parameters_by_name(self) -> dict[str, Tensor]:
-        named = {name: self._tensor(path) for name, path in self._paths}
+        named = self._used_cores()
         if self.dtype not in (torch.float32, torch.float64):
             work = torch.promote_types(self.dtype, torch.float32)
             named = {name: tensor.to(work) for name, tensor in named.items()}

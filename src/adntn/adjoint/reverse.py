@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 from typing import Any, Literal, Protocol
 
@@ -35,8 +35,8 @@ class Generating(Protocol):
     blueprint: Blueprint
     activation: nn.ModuleDict
 
-    def generator_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yield its parameters by name."""
+    def used_parameters(self) -> dict[str, Tensor]:
+        """Return its parameters by name, as it uses them."""
 
 
 def weight_adjoint(generator: Generating, upstream: Tensor) -> dict[str, Tensor]:
@@ -71,7 +71,7 @@ def weight_adjoint(generator: Generating, upstream: Tensor) -> dict[str, Tensor]
         given = tuple(upstream.shape)
         raise ShapeError(f"the adjoint of a weight has its shape, {blueprint.shape}; got one of shape {given}.")
     with torch.no_grad(), full_precision(upstream.device):
-        parameters = dict(generator.generator_parameters())
+        parameters = generator.used_parameters()
         return Reverse(Contraction(blueprint), generator.activation).adjoint("weight", parameters, upstream)
 
 

@@ -6,13 +6,14 @@ import contextlib
 import os
 import signal
 import sys
+import sysconfig
 import threading
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
 from importlib import import_module
-from importlib.machinery import PathFinder
 from itertools import islice
+from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -23,6 +24,8 @@ from adntn.errors import ConfigError, check_choice
 __all__ = ["ENGINES", "check_engine", "count_workers", "pack", "run_tasks", "unpack"]
 
 ENGINES = ("local", "ray")
+
+_INSTALLED = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -41,9 +44,10 @@ def check_engine(engine: str) -> None:
 
 def _joblib() -> ModuleType:
     try:
+        import_module("cloudpickle")
         return import_module("joblib")
-    except ImportError:
-        raise ConfigError("several workers need joblib: pip install 'adntn[run]', or workers=1.") from None
+    except ImportError as error:
+        raise ConfigError(f"several workers need {error.name}: pip install 'adntn[run]', or workers=1.") from None
 
 
 def _ray() -> ModuleType:
@@ -73,10 +77,9 @@ def pack(model: nn.Module) -> bytes:
     Raises:
         Exception: whatever stands in the way.
     """
-    _joblib()
-    from joblib.externals import cloudpickle
+    import cloudpickle
 
-    homes = {type(module).__module__ for module in model.modules()}
+    homes = {cls.__module__ for module in model.modules() for cls in type(module).__mro__}
     foreign = [sys.modules[home] for home in sorted(homes) if home in sys.modules and _is_foreign(home)]
     for module in foreign:
         cloudpickle.register_pickle_by_value(module)
@@ -88,13 +91,16 @@ def pack(model: nn.Module) -> bytes:
 
 
 def _is_foreign(name: str) -> bool:
-    """Return whether no name leads another process to a module, as where it was made of a user's file."""
-    return name != "__main__" and PathFinder.find_spec(name.partition(".")[0]) is None
+    """Return whether another process, on another machine perhaps, may not have a module: it is no installed one."""
+    if name == "__main__" or name.partition(".")[0] == "adntn":
+        return False
+    file = getattr(sys.modules[name], "__file__", None)
+    return file is not None and not any(Path(file).is_relative_to(folder) for folder in _INSTALLED)
 
 
 def unpack(content: bytes) -> nn.Module:
     """Return what :func:`pack` made bytes of; only for what came from this run's own process, never from a file."""
-    from joblib.externals import cloudpickle
+    import cloudpickle
 
     model: nn.Module = cloudpickle.loads(content)
     return model

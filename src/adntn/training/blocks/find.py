@@ -69,8 +69,14 @@ def find_blocks(model: nn.Module, how: BlockFit, layers: Sequence[str], blocks: 
     inside = {id(module) for block in found for module in block.module.modules()}
     alone = {name: weight for name, weight in weights.items() if id(weight) not in inside}
     homes = {name: _home(name, weight, named) for name, weight in alone.items()}
-    for home in dict.fromkeys(homes[name] for name in _chosen(alone, homes, layers, may_be_none=bool(found))):
-        found.append(_block(home, named[home]))
+    chosen = _chosen(alone, homes, layers, may_be_none=bool(found))
+    for name in chosen:
+        if isinstance(alone[name], GeneratedParameter):
+            raise CompressionError(
+                f"{name!r} is one parameter, which has no outputs of its own; name its module in "
+                f"blocks=[{homes[name]!r}], or take objective='weight'."
+            )
+    found += [_block(home, named[home]) for home in dict.fromkeys(homes[name] for name in chosen)]
     _check(model, found, how)
     return found
 
@@ -127,10 +133,7 @@ def _block(name: str, module: nn.Module) -> Block:
 def _home(name: str, weight: GeneratedWeight, named: dict[str, nn.Module]) -> str:
     """Return the name of the module whose outputs a weight is in: an attention's are not those of one projection."""
     if isinstance(weight, GeneratedParameter):
-        raise CompressionError(
-            f"{name!r} is one parameter, which has no outputs of its own; name its module in "
-            f"blocks=[{name.rpartition('.')[0]!r}], or take objective='weight'."
-        )
+        return name.rpartition(".")[0]
     home = parent = name
     while parent:
         if isinstance(named.get(parent), StandIn):

@@ -81,8 +81,9 @@ class Maker:
             except ConfigError:
                 raise
             except Exception as error:
+                said = " ".join(str(error).split())
                 return (
-                    f"{name} cannot be sent to another process ({type(error).__name__}: {error}). With workers=1 "
+                    f"{name} cannot be sent to another process ({type(error).__name__}: {said}). With workers=1 "
                     "blocks are fitted one after the other in this one, to the same numbers; objective='weight' sends "
                     "no module at all"
                 )

@@ -153,7 +153,8 @@ def run_tasks(
             )
             results = parallel(call(task) for task in feed)
             stack.callback(_close, results)
-            yield from results
+            for result in results:  # noqa: UP028  (`yield from` would close it before the warning is off)
+                yield result
     if failed:
         raise failed[0]
 

@@ -61,13 +61,14 @@ class Traffic:
 
     def watch(self, model: nn.parallel.DistributedDataParallel) -> None:
         """Count from now on; the gradients are averaged as they are without."""
+        # Torch reads a hook's annotations, and understands none that are texts.
+        model.register_comm_hook(None, lambda group, bucket: self._averaged(group, bucket))
+
+    def _averaged(self, group: Any, bucket: Any) -> torch.futures.Future[Tensor]:
         from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-        def counted(group: Any, bucket: Any) -> torch.futures.Future[Tensor]:
-            self.bytes += bucket.buffer().numel() * bucket.buffer().element_size()
-            return allreduce_hook(group, bucket)
-
-        model.register_comm_hook(None, counted)
+        self.bytes += bucket.buffer().numel() * bucket.buffer().element_size()
+        return allreduce_hook(group, bucket)
 
 
 def leave(status: int = 0) -> NoReturn:

@@ -151,6 +151,8 @@ def _restore(model: nn.Module, checkpoint: Mapping[str, Any] | None) -> Position
         load_execution_state(model, checkpoint[ENTRY]["execution"])
         values = checkpoint[ENTRY]["position"]
         position = Position(**{f.name: values[f.name] for f in fields(Position)})
+        if share()[0] > 0:
+            position.sums = dict.fromkeys(position.sums, 0.0)  # the first process goes on with those of all
         if position.finished and checkpoint[ENTRY]["average"] is not None:
             Average(model, 0.0, checkpoint[ENTRY]["average"]).put()
         return position

@@ -67,6 +67,15 @@ def test_the_adjoint_page_shows_the_benchmarks_table_and_its_code_runs() -> None
     exec(compile(code, "adjoint.md", "exec"), {})
 
 
+@pytest.mark.slow
+def test_the_faithfulness_pages_code_runs() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "faithfulness.md").read_text(), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(code, "faithfulness.md", "exec"), names)
+    assert names["found"].teacher.accuracy > 0.8
+    assert list(names["found"].similarity) == ["conv1", "conv2", "conv3", "head"]
+
+
 def test_the_gpu_page_shows_the_benchmarks_table() -> None:
     page = (ROOT / "docs" / "gpu.md").read_text()
     assert between(page, "tiles") == runpy.run_path(str(ROOT / "benchmarks" / "tiles.py"))["table"]()

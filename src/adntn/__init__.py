@@ -11,6 +11,7 @@ from __future__ import annotations
 from adntn import adjoint, losses, nn
 from adntn._version import __version__
 from adntn.activations import register_activation
+from adntn.budget import BudgetPlan, fit_budget
 from adntn.checkpoint import execution_state, load, load_execution_state, save
 from adntn.compress import cached, compress_, materialize
 from adntn.describe import CompressionReport, describe
@@ -35,6 +36,7 @@ from adntn.topology import GeneratorConfig
 
 __all__ = [
     "AdntnError",
+    "BudgetPlan",
     "CheckpointError",
     "CompressionError",
     "CompressionReport",
@@ -61,6 +63,7 @@ __all__ = [
     "diagnose",
     "execution_state",
     "fit_",
+    "fit_budget",
     "grow_",
     "load",
     "load_execution_state",

@@ -18,7 +18,7 @@ from adntn.contraction import Activate, Contraction
 from adntn.levels import Level
 from adntn.topology import TREES, Blueprint
 
-__all__ = ["calibration", "default_std", "draw", "initial_values", "rescale", "stable_rank"]
+__all__ = ["calibration", "default_std", "draw", "initial_values", "rescale", "spread", "stable_rank"]
 
 ROOT_STD = 0.05  # s0 of Eq. 16
 MIXING_NOISE = 1e-2  # tau of Eq. 17
@@ -130,7 +130,7 @@ def initial_values(contraction: Contraction, activate: Activate, *, std: float |
     for level in blueprint.levels[:-1]:
         z = contraction.pre_activation(values, level.number, state)
         if _own_bound(blueprint, level) is None:
-            scale = _spread(*_moments(z)).rsqrt()
+            scale = spread(z).rsqrt()
             rescale(values, level, scale)
             z = z * scale.unsqueeze(1)
         state = activate(level.number, z)
@@ -141,7 +141,7 @@ def initial_values(contraction: Contraction, activate: Activate, *, std: float |
         first[:, 0] *= sign.view(-1, 1, 1)
         state = activate(level.number, z * sign.unsqueeze(1))
     made = contraction.readout(values, state).flatten(1)
-    each = _spread(*_moments(made)).rsqrt()
+    each = spread(made).rsqrt()
     # As a product, so that of the largest arrays there is no copy more than needed.
     weight = (each.view(config.groups, 1, -1) @ made.unflatten(0, (config.groups, -1))).squeeze(1)
     scale = calibration(weight, default_std(blueprint.shape) if std is None else std)
@@ -157,6 +157,11 @@ def calibration(weight: Tensor, std: float) -> Tensor:  # shape: (groups, entrie
     means, variances = mean * scale, variance * scale.square()
     total = variances.mean() + means.var(correction=0)
     return scale * _spread(means.mean().view(1), total.view(1)).rsqrt() * std
+
+
+def spread(rows: Tensor) -> Tensor:  # shape: (trees, entries) -> (trees,)
+    """Return of each row what calibration brings to 1: its variance, or of a constant its mean square; of zeros, 1."""
+    return _spread(*_moments(rows))
 
 
 def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:  # shape: (groups, entries) -> (groups,) twice

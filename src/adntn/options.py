@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import fields
 from types import NoneType, UnionType
 from typing import Any, Self, Union, get_args, get_origin, get_type_hints
 
@@ -48,7 +48,13 @@ class Options:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that :meth:`from_dict` reads back to equal options."""
-        return asdict(self)  # type: ignore[call-overload,no-any-return]
+        return {field.name: _plain(getattr(self, field.name)) for field in fields(self) if field.init}  # type: ignore[arg-type]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_plain, value))
+    return value.to_dict() if isinstance(value, Options) else value
 
 
 def _table(cls: type[Options], name: str) -> tuple[type[Options] | None, bool]:

@@ -27,7 +27,7 @@ from adntn.execution.choices import EXECUTIONS, Choices
 from adntn.nn import GeneratedWeight
 from adntn.topology import GeneratorConfig
 
-__all__ = ["FORMAT_VERSION", "Content", "Entry", "digest", "read", "write", "writing"]
+__all__ = ["FORMAT_VERSION", "Content", "Entry", "digest", "is_ours", "read", "write", "writing"]
 
 #: 2 has weights that share rows of one generator, attentions, and parameters of modules without a class of their own; 3
 #: has the ways that were chosen. A file without them is still written as 1 or 2, which older versions read.
@@ -248,6 +248,15 @@ def read(path: Path) -> Content:
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} has a header that this library did not write: {error!r}.") from None
     return content
+
+
+def is_ours(path: Path) -> bool:
+    """Return whether a file is a safetensors file with this library's header; nothing else of it is looked at."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return _HEADER in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
 
 
 def _version(path: Path, header: str) -> int:

@@ -13,6 +13,7 @@ from adntn.cli.compress import run_compress
 from adntn.cli.inspect import run_inspect
 from adntn.cli.options import GENERATOR, JOB, RECIPE, split_names
 from adntn.cli.screen import Errors
+from adntn.cli.train import run_train
 from adntn.tensorize import ORDERS
 from adntn.topology import INITIALIZATIONS, NORMS, TOPOLOGIES
 
@@ -121,6 +122,27 @@ def compress(
             if name in given:
                 given[name] = split_names(given[name])
         run_compress(given, config, out, resume, download=download, as_json=as_json)
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path | None, typer.Argument(help="A TOML file with the recipe.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything that is drawn; in place of the recipe's.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; in place of the recipe's.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of torch; in place of the recipe's.")] = None,
+    train_limit: Annotated[int | None, typer.Option(help="Training images at most, a stratified sample.")] = None,
+    test_limit: Annotated[int | None, typer.Option(help="Test images at most, likewise.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Stop after so long; --resume goes on.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; runs/<time>-<recipe> by default.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="A run folder to go on with; what is done stays.")] = None,
+    download: Annotated[bool, typer.Option("--download", help="Allow fetching the data set over the network.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON and nothing else.")] = False,
+) -> None:
+    """Take a dense model to a small one by a recipe of stages: select, warm start, fit, fine-tune, grow, quantise."""
+    names = ("seed", "device", "threads", "train_limit", "test_limit")
+    given = {name: value for name, value in locals().items() if name in names and value is not None}
+    with Errors():
+        run_train(recipe, given, out, resume, minutes=minutes, download=download, as_json=as_json)
 
 
 @app.command()

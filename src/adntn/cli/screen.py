@@ -11,7 +11,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from adntn.errors import AdntnError
+from adntn.errors import AdntnError, TrainingStopped
+
+#: Exit code of a run that was ended by its time limit or by SIGTERM: sysexits' EX_TEMPFAIL, "try again".
+STOPPED = 75
 
 
 class Errors:
@@ -21,6 +24,9 @@ class Errors:
         pass
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, TrainingStopped):
+            typer.echo(f"stopped: {error} Go on with --resume.", err=True)
+            raise typer.Exit(STOPPED)
         if isinstance(error, AdntnError):
             Console(stderr=True).print(f"[bold red]error:[/] {type(error).__name__}: ", end="", highlight=False)
             typer.echo(str(error), err=True)

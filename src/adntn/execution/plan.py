@@ -8,7 +8,7 @@ there is no such model, the one with clearly fewer multiply-adds.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +28,7 @@ _WORTHWHILE = 0.75
 # Where both ways are equally fast the plain one is to be taken.
 _CLEARLY = 0.95
 
-_MOST_POSITIONS = 24  # a power of two
+_POWERS = tuple(1 << power for power in range(25))
 
 
 @dataclass(frozen=True)
@@ -163,17 +163,18 @@ def find_choices(counts: Mapping[str, WayCount], profile: Profile, dtype: torch.
     return Choices(*(_steps_of({way: seconds(counts[way], mode, profile, dtype) for way in WAYS}) for mode in MODES))
 
 
-def seconds(count: WayCount, mode: str, profile: Profile, dtype: torch.dtype) -> tuple[float, ...]:
-    """Return the predicted time of a call with 1, 2, 4, ... positions."""
+def seconds(
+    count: WayCount, mode: str, profile: Profile, dtype: torch.dtype, positions: Sequence[int] = _POWERS
+) -> tuple[float, ...]:
+    """Return the predicted time of a call with so many positions; by itself 1, 2, 4, ..."""
     training = mode == "training"
     making = 0.0 if mode == "kept" else making_seconds(count.making, profile, training=training)
     known = [applying_seconds(each, profile, dtype, training=training) for each in count.applying]
     times = []
-    for power in range(_MOST_POSITIONS + 1):
-        positions = 1 << power
-        place = sum(sample <= positions for sample in SAMPLES[1:-1])
+    for many in positions:
+        place = sum(sample <= many for sample in SAMPLES[1:-1])
         (x0, x1), (y0, y1) = SAMPLES[place : place + 2], known[place : place + 2]
-        times.append(making + y0 + (y1 - y0) * (positions - x0) / (x1 - x0))
+        times.append(making + y0 + (y1 - y0) * (many - x0) / (x1 - x0))
     return tuple(times)
 
 

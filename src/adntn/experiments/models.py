@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
@@ -16,10 +18,9 @@ from torch import Tensor, nn
 
 from adntn.errors import AdntnError, nearest
 
-__all__ = ["DEFAULT_TARGETS", "MODELS", "ModelError", "alexnet", "model_builder", "small_cnn", "vgg16"]
+__all__ = ["DEFAULT_TARGETS", "MODELS", "Builder", "ModelError", "alexnet", "model_builder", "small_cnn", "vgg16"]
 
 ImageShape = tuple[int, int, int]  # channels, height, width
-Builder = Callable[[], nn.Module]
 
 # Where a model is only looked at, there is no data to say these.
 _USUAL_SHAPE: ImageShape = (1, 28, 28)
@@ -28,6 +29,26 @@ _USUAL_CLASSES = 10
 
 class ModelError(AdntnError, ValueError):
     """A model is not known, its file is not there, or what it builds is no module."""
+
+
+@dataclass(frozen=True)
+class Builder:
+    """Makes a model, a fresh one at each call.
+
+    Attributes:
+        make: the function, which may take ``width``, a share of the model's channels.
+        takes_width: whether it does.
+    """
+
+    make: Callable[..., nn.Module]
+    takes_width: bool
+
+    def __call__(self) -> nn.Module:
+        return self.make()
+
+    def narrower(self, width: float) -> nn.Module:
+        """Return the model with a share of its channels."""
+        return self.make(width=width)
 
 
 def _conv(inputs: int, outputs: int) -> list[nn.Module]:
@@ -62,9 +83,10 @@ class SmallCNN(nn.Module):
         return logits
 
 
-def small_cnn(image_shape: ImageShape, num_classes: int) -> nn.Module:
-    """Build the demo's network."""
-    return SmallCNN(image_shape, num_classes)
+def small_cnn(image_shape: ImageShape, num_classes: int, width: float = 1.0) -> nn.Module:
+    """Build the demo's network, with a share of its channels."""
+    first, second, third = (max(1, round(width * channels)) for channels in (8, 64, 128))
+    return SmallCNN(image_shape, num_classes, (first, second, third))
 
 
 def vgg16(image_shape: ImageShape, num_classes: int, width: float = 1.0, head: tuple[int, ...] = ()) -> nn.Module:
@@ -115,7 +137,7 @@ def _padded_to_32(name: str, image_shape: ImageShape) -> nn.Sequential:
     return model
 
 
-def alexnet(image_shape: ImageShape, num_classes: int) -> nn.Module:
+def alexnet(image_shape: ImageShape, num_classes: int, width: float = 1.0) -> nn.Module:
     """Build AlexNet for images of up to 32x32: torchvision's layers behind a first convolution of 3x3 and stride 2.
 
     The modules are named as torchvision's are: the 5x5 convolution from 64 to 192 channels is ``features.3``, the 3x3
@@ -124,33 +146,35 @@ def alexnet(image_shape: ImageShape, num_classes: int) -> nn.Module:
     Args:
         image_shape: channels, height, width; smaller images are padded with zeros to 32x32.
         num_classes: outputs.
+        width: share of the channels and of the hidden features, as 0.25.
     """
     model = _padded_to_32("alexnet", image_shape)
+    a, b, c, d, hidden = (max(1, round(width * size)) for size in (64, 192, 384, 256, 4096))
     features = nn.Sequential(
-        *(nn.Conv2d(image_shape[0], 64, 3, stride=2, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2)),
-        *(nn.Conv2d(64, 192, 5, padding=2), nn.ReLU(inplace=True), nn.MaxPool2d(2)),
-        *(nn.Conv2d(192, 384, 3, padding=1), nn.ReLU(inplace=True)),
-        *(nn.Conv2d(384, 256, 3, padding=1), nn.ReLU(inplace=True)),
-        *(nn.Conv2d(256, 256, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2)),
+        *(nn.Conv2d(image_shape[0], a, 3, stride=2, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2)),
+        *(nn.Conv2d(a, b, 5, padding=2), nn.ReLU(inplace=True), nn.MaxPool2d(2)),
+        *(nn.Conv2d(b, c, 3, padding=1), nn.ReLU(inplace=True)),
+        *(nn.Conv2d(c, d, 3, padding=1), nn.ReLU(inplace=True)),
+        *(nn.Conv2d(d, d, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2)),
     )
     model.add_module("features", features)
     model.add_module("flatten", nn.Flatten())
     classifier = nn.Sequential(
-        *(nn.Dropout(), nn.Linear(256 * 2 * 2, 4096), nn.ReLU(inplace=True)),
-        *(nn.Dropout(), nn.Linear(4096, 4096), nn.ReLU(inplace=True)),
-        nn.Linear(4096, num_classes),
+        *(nn.Dropout(), nn.Linear(d * 2 * 2, hidden), nn.ReLU(inplace=True)),
+        *(nn.Dropout(), nn.Linear(hidden, hidden), nn.ReLU(inplace=True)),
+        nn.Linear(hidden, num_classes),
     )
     model.add_module("classifier", classifier)
     return model
 
 
-def vgg16_quarter(image_shape: ImageShape, num_classes: int) -> nn.Module:
-    """Build VGG-16 with a quarter of its channels."""
-    return vgg16(image_shape, num_classes, width=0.25)
+def vgg16_quarter(image_shape: ImageShape, num_classes: int, width: float = 1.0) -> nn.Module:
+    """Build VGG-16 with a quarter of its channels, or with a share of them."""
+    return vgg16(image_shape, num_classes, width=0.25 * width)
 
 
 #: Reference models by the name that ``--model`` takes.
-MODELS: Mapping[str, Callable[[ImageShape, int], nn.Module]] = MappingProxyType(
+MODELS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
     {"small-cnn": small_cnn, "vgg16": vgg16, "vgg16-quarter": vgg16_quarter, "alexnet": alexnet}
 )
 
@@ -170,7 +194,8 @@ def model_builder(spec: str, image_shape: ImageShape | None, num_classes: int | 
 
     Args:
         spec: a reference model's name, or ``path/to/file.py:function``. The function may take ``image_shape``,
-            ``in_channels`` and ``num_classes`` by name; they are passed if it does. The file is run, so it must be
+            ``in_channels`` and ``num_classes`` by name; they are passed if it does. ``width`` with a default, a share
+            of the channels, lets it be compared with a narrower one of itself. The file is run, so it must be
             one that you trust.
         image_shape: channels, height, width of the data, if known; else 1, 28, 28 where the model must have them.
         num_classes: classes of the data, if known; else 10 likewise.
@@ -186,7 +211,7 @@ def model_builder(spec: str, image_shape: ImageShape | None, num_classes: int | 
             )
         function: Callable[..., nn.Module] = MODELS[spec]
         shape, classes = image_shape or _USUAL_SHAPE, num_classes or _USUAL_CLASSES
-        return lambda: function(shape, classes)
+        return Builder(functools.partial(function, shape, classes), takes_width=True)
     function = _from_file(spec)
     facts = {
         "image_shape": image_shape,
@@ -213,9 +238,9 @@ def model_builder(spec: str, image_shape: ImageShape | None, num_classes: int | 
             "all else needs a default."
         )
 
-    def build() -> nn.Module:
+    def build(**more: float) -> nn.Module:
         try:
-            model = function(**passed)
+            model = function(**passed, **more)
         except AdntnError:
             raise
         except Exception as error:
@@ -224,7 +249,7 @@ def model_builder(spec: str, image_shape: ImageShape | None, num_classes: int | 
             raise ModelError(f"{spec} returned a {type(model).__name__}, not an nn.Module.")
         return model
 
-    return build
+    return Builder(build, takes_width="width" in inspect.signature(function).parameters)
 
 
 def _from_file(spec: str) -> Callable[..., nn.Module]:

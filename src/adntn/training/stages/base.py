@@ -75,6 +75,8 @@ class Stage(Options, ABC):
     """
 
     kind: ClassVar[str]
+    #: Whether all processes of a run take part; else the first one runs the stage, and the others take its model.
+    in_every_process: ClassVar[bool] = False
 
     @abstractmethod
     def run(self, state: State) -> Outcome:
@@ -85,7 +87,10 @@ class Stage(Options, ABC):
         """
 
     def check(self, model: nn.Module) -> None:
-        """Raise what is wrong with the options for this model, before any stage has run.
+        """Raise what is wrong with the options for a model, before any stage has run.
+
+        Args:
+            model: the dense one, which stages before this one may change.
 
         Raises:
             AdntnError: whatever is wrong.

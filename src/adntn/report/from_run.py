@@ -1,0 +1,86 @@
+"""From what a run has written down (``run.json``) to its report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from adntn.report.schema import ControlRow, RunReport, StageRow
+
+__all__ = ["report_of"]
+
+_FILES = {
+    "report.html, report.md, report.json": "this report",
+    "run.json": "every number of it, and each stage's own account",
+    "recipe.json, environment.json": "what was run, and where",
+}
+
+
+def report_of(run: Mapping[str, Any], title: str) -> RunReport:
+    """Return the report of a run.
+
+    Args:
+        run: as :func:`adntn.experiments.train.train` returns it.
+        title: of the report.
+    """
+    stages = [stage for stage in run["stages"] if stage["number"]]
+    teachers = [stage for stage in run["stages"] if not stage["number"]]
+    details = {f"{stage['number']} {stage['kind']}": stage["outcome"]["rows"] for stage in stages if _rows(stage)}
+    folders = {f"{s['number']:02}-{s['kind']}/": f"the model after {s['kind']}, and its checkpoints" for s in stages}
+    return RunReport(
+        title=title,
+        data=run["data"]["title"],
+        model=run["recipe"]["model"],
+        seed=run["recipe"]["seed"],
+        dense=_stage(teachers[0], "dense") if teachers else None,
+        stages=tuple(_stage(stage, stage["kind"]) for stage in stages),
+        controls=tuple(_control(row) for row in run["controls"] if "absent" not in row),
+        faithfulness=run["faithfulness"],
+        details=details,
+        environment=_flat(run["environment"]),
+        files={**_FILES, **folders},
+    )
+
+
+def _rows(stage: Mapping[str, Any]) -> Sequence[Any]:
+    rows: Sequence[Any] = stage["outcome"].get("rows", ())
+    return rows
+
+
+def _stage(stage: Mapping[str, Any], kind: str) -> StageRow:
+    measures, outcome = stage["measures"], stage["outcome"]
+    curve = outcome.get("curve", ())
+    # Epochs are of about one length.
+    step = stage["seconds"] / max(1, len(curve))
+    return StageRow(
+        kind=kind,
+        numbers=measures["numbers"],
+        generated=measures["generated"],
+        file_bytes=measures["file_bytes"],
+        validation=measures["validation_accuracy"],
+        test=measures["test_accuracy"],
+        seconds=stage["seconds"],
+        note=outcome.get("note", ""),
+        curve=tuple((step * number, value) for number, value in enumerate(curve, 1)),
+    )
+
+
+def _control(row: Mapping[str, Any]) -> ControlRow:
+    return ControlRow(
+        name=row["kind"].replace("-", " "),
+        numbers=row["numbers"],
+        file_bytes=row["file_bytes"],
+        test=tuple(run["measures"]["test_accuracy"] for run in row["runs"]),
+        seconds=row["seconds"],
+        epochs=row["epochs"],
+    )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name} ")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat

@@ -1,0 +1,159 @@
+"""`adntn train` as a user runs it: whole recipes in processes of their own, killed, resumed, two at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import adntn
+
+SOURCE = Path(adntn.__file__).parents[1]
+
+RECIPE = """
+model = "small-cnn"
+data = "digits"
+train_limit = 300
+test_limit = 100
+threads = 1
+
+[teacher.optimization]
+epochs = 2
+
+[[stage]]
+kind = "select"
+targets = ["conv2", "conv3"]
+
+[[stage]]
+kind = "warm-start"
+homotopy_epochs = 1
+
+[[stage]]
+kind = "blocks"
+objective = "outputs"
+steps = 10
+workers = 1
+
+[[stage]]
+kind = "fine-tune"
+[stage.optimization]
+epochs = 3
+augment = true
+ema = 0.9
+[stage.losses]
+cross_entropy = 1.0
+distillation = { weight = 0.5, temperature = 2.0 }
+
+[[stage]]
+kind = "grow"
+steps = 1
+[stage.optimization]
+epochs = 2
+
+[[stage]]
+kind = "quantize"
+bits = 8
+[stage.optimization]
+epochs = 1
+
+[[stage]]
+kind = "finish"
+"""
+
+
+def start(*arguments: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", *(launcher or ()), *(("adntn",) if not launcher else ("-m", "adntn")), "train"]
+    return subprocess.Popen(
+        [*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
+def run(*arguments: str, launcher: tuple[str, ...] = ()) -> str:
+    process = start(*arguments, launcher=launcher)
+    out, err = process.communicate(timeout=500)
+    assert process.returncode == 0, err
+    return out
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("recipe") / "recipe.toml"
+    file.write_text(RECIPE)
+    return file
+
+
+@pytest.fixture(scope="module")
+def undisturbed(recipe: Path) -> Path:
+    folder = recipe.parent / "undisturbed"
+    out = run(str(recipe), "--out", str(folder), "--json")
+    assert json.loads(out)["folder"] == str(folder)
+    return folder
+
+
+def last_model(folder: Path) -> dict[str, torch.Tensor]:
+    (file,) = folder.glob("07-finish/model.safetensors")
+    return load_file(file)
+
+
+@pytest.mark.slow
+def test_ten_kills_lose_nothing(recipe: Path, undisturbed: Path, tmp_path: Path) -> None:
+    folder, chance, kills = tmp_path / "killed", random.Random(0), 0
+    arguments = [str(recipe), "--out", str(folder), "--json"]
+    while True:
+        process = start(*arguments)
+        if kills < 10:
+            # Some die while they import, most somewhere on the way.
+            try:
+                process.wait(chance.uniform(2.5, 12.0))
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL if kills % 3 else signal.SIGTERM)
+                kills += 1
+        _, err = process.communicate(timeout=500)
+        if process.returncode == 0:
+            break
+        assert process.returncode in (-signal.SIGKILL, -signal.SIGTERM, 75), err
+        if (folder / "recipe.json").is_file():
+            arguments = ["--resume", str(folder), "--json"]
+    expected, found = last_model(undisturbed), last_model(folder)
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        assert torch.equal(value, found[name]), name
+    assert kills >= 5
+    left = [path.name for path in folder.rglob("*.part")]
+    assert not left or all(name.startswith(".") for name in left)
+
+
+@pytest.mark.slow
+def test_two_processes_come_to_what_one_comes_to(recipe: Path, undisturbed: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "two"
+    run(str(recipe), "--out", str(folder), launcher=("torch.distributed.run", "--nproc-per-node", "2", "--standalone"))
+    one, two = (json.loads((path / "run.json").read_text())["stages"] for path in (undisturbed, folder))
+    assert [stage["kind"] for stage in one] == [stage["kind"] for stage in two]
+    for before, after in zip(one, two, strict=True):
+        assert before["measures"]["numbers"] == after["measures"]["numbers"]
+        # 100 images: one in ten may fall the other way, where each process has norms of half the batch.
+        assert abs(before["measures"]["test_accuracy"] - after["measures"]["test_accuracy"]) <= 0.1, before["kind"]
+
+
+@pytest.mark.slow
+def test_a_finished_run_says_it_again_at_once(undisturbed: Path) -> None:
+    def read() -> dict[str, Any]:
+        return {str(path): path.stat().st_mtime_ns for path in undisturbed.glob("*/model.safetensors")}
+
+    before, began = read(), time.monotonic()
+    report = json.loads(run("--resume", str(undisturbed), "--json"))
+    assert read() == before
+    assert [stage["kind"] for stage in report["stages"]][:2] == ["teacher", "select"]
+    assert report["stages"][-1]["measures"]["numbers"] < report["stages"][0]["measures"]["numbers"]
+    assert time.monotonic() - began < 300

@@ -195,6 +195,8 @@ class Run(pl.LightningModule):
 
     def _rerun(self) -> Tensor:
         assert self._batch is not None
+        if self.task.on_step is not None:
+            self.task.on_step(self.position.step, self.task.steps)
         self._reseed()
         device = next(self.model.parameters()).device
         images, labels = self._batch

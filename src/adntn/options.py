@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import fields
 from types import NoneType, UnionType
-from typing import Any, Self, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
 
 from adntn.errors import ConfigError, nearest
 
@@ -20,6 +20,8 @@ class Options:
     """
 
     what = "these options"
+    #: Whether what they stand in takes other values than a table for them, too.
+    has_shorthand: ClassVar[bool] = False
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -40,7 +42,8 @@ class Options:
                 listed = ", ".join(known) or "none"
                 raise ConfigError(f"{cls.what} has no option {name!r}; it has {listed}.{nearest(plain, known)}")
             table, optional = _table(cls, plain)
-            if table is not None and not isinstance(value, table) and not (optional and value is None):
+            made = isinstance(value, table or ()) or (optional and value is None)
+            if table is not None and not made and (isinstance(value, Mapping) or not table.has_shorthand):
                 given[plain] = table.from_dict(value)
             else:
                 given[plain] = tuple(value) if isinstance(value, list) else value

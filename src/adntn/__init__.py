@@ -13,6 +13,7 @@ from adntn._version import __version__
 from adntn.activations import register_activation
 from adntn.checkpoint import execution_state, load, load_execution_state, save
 from adntn.compress import cached, compress_, materialize
+from adntn.decompose import WarmStartReport, warm_start_
 from adntn.describe import CompressionReport, describe
 from adntn.errors import (
     AdntnError,
@@ -50,6 +51,7 @@ __all__ = [
     "GrowthReport",
     "Health",
     "ShapeError",
+    "WarmStartReport",
     "__version__",
     "adjoint",
     "cached",
@@ -71,4 +73,5 @@ __all__ = [
     "register_activation",
     "save",
     "stable_rank",
+    "warm_start_",
 ]

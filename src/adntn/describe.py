@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from adntn.baselines import Network
+from adntn.decompose import WarmStartReport
 from adntn.fit import FitReport
 from adntn.nn import GeneratedWeight
 
@@ -51,7 +52,7 @@ class LayerReport:
         way: how the layer runs with many positions in training, ``"factored"`` or ``"dense"``.
         reason: why it runs so.
         least: from how many positions on.
-        fit: how near its generator came to the dense weight, where it was fitted.
+        fit: how near its generator came to the dense weight, where it started from that.
     """
 
     name: str
@@ -67,7 +68,7 @@ class LayerReport:
     way: str
     reason: str
     least: int = 1
-    fit: FitReport | None = None
+    fit: FitReport | WarmStartReport | None = None
 
     @property
     def runs(self) -> str:
@@ -152,12 +153,12 @@ def _fit_cells(row: LayerReport) -> tuple[str, str, str]:
     return f"{row.fit.relative_error:.3f}", f"{row.fit.stable_rank:.1f}", f"{row.fit.target_stable_rank:.1f}"
 
 
-def describe(model: nn.Module, fits: Mapping[Network, FitReport] | None = None) -> CompressionReport:
+def describe(model: nn.Module, fits: Mapping[Network, FitReport | WarmStartReport] | None = None) -> CompressionReport:
     """Describe a model's generated layers, its own size, and what both would be with dense layers.
 
     Args:
         model: with generated layers.
-        fits: what the fits of some generators reached, for their layers' rows.
+        fits: what the fits or warm starts of some generators reached, for their layers' rows.
     """
     rows: list[LayerReport] = []
     roots: set[int] = set()

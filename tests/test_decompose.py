@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import doctest
 import math
 from typing import Any
 
 import pytest
 import torch
 from conformance_cases import Case, generator_cases, relative_error
-from torch import Tensor
+from torch import Tensor, nn
 
 import adntn
 from adntn import Generator, GeneratorConfig
@@ -176,7 +177,9 @@ def test_terms_and_sweeps_come_nearer() -> None:
     assert error(sweeps=3) < error()
 
 
-@pytest.mark.parametrize("options", [{}, {"groups": 2}, {"order": "paired"}, {"radix": 3}, {"order": (5, 0, 3, 1, 4, 2)}])
+@pytest.mark.parametrize(
+    "options", [{}, {"groups": 2}, {"order": "paired"}, {"radix": 3}, {"order": (5, 0, 3, 1, 4, 2)}]
+)
 @pytest.mark.parametrize("rank", [1, 3, 5])
 def test_a_tensor_train_is_found_again(options: dict[str, Any], rank: int) -> None:
     shape = (9, 9) if "radix" in options else (8, 8)
@@ -270,6 +273,37 @@ def test_the_same_weight_gives_the_same_start() -> None:
     assert torch.equal(*values)
 
 
+def test_compress_starts_every_layer_from_its_weight() -> None:
+    torch.manual_seed(1)
+    model = nn.ModuleDict({name: nn.Linear(16, 8) for name in ("q", "k", "other")})
+    weights = {name: layer.weight.detach().clone() for name, layer in model.items()}
+    report = adntn.compress_(model, GeneratorConfig(bond_dim=3), shared=[("q", "k")], init="svd")
+    starts = {row.name: row.fit for row in report.layers}
+    assert starts["q"] is starts["k"]
+    for names in (("q", "k"), ("other",)):
+        made = torch.cat([model[name].weight for name in names]).detach()
+        wanted, start = torch.cat([weights[name] for name in names]), starts[names[0]]
+        assert isinstance(start, adntn.WarmStartReport)
+        assert relative_error(made, wanted) == pytest.approx(start.relative_error, rel=1e-4)
+        assert f"{start.relative_error:.3f}" in str(report)
+
+
+def test_compress_refuses_what_cannot_be_started_and_changes_nothing() -> None:
+    model = nn.Sequential(nn.Linear(8, 8))
+    with pytest.raises(ConfigError, match=r"'0': topology='brickwall' has no decomposition"):
+        adntn.compress_(model, GeneratorConfig(topology="brickwall"), init="svd")
+    with pytest.raises(ConfigError, match="needs init='fit', not init='svd'"):
+        adntn.compress_(model, init="svd", fit=adntn.FitOptions())
+    assert type(model[0]) is nn.Linear
+
+
+def test_the_docstring_tells_the_truth() -> None:
+    (example,) = doctest.DocTestFinder(recurse=False).find(
+        adntn.warm_start_, "warm_start_", globs={"adntn": adntn, "torch": torch}
+    )
+    assert doctest.DocTestRunner().run(example).failed == 0
+
+
 def test_the_report_prints_its_errors() -> None:
     gen = Generator((16, 16), GeneratorConfig(latent_order=2))
     text = str(adntn.warm_start_(gen, torch.ones(16, 16)))
@@ -278,7 +312,7 @@ def test_the_report_prints_its_errors() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    "options, words",
     [
         ({"topology": "brickwall"}, "topology='brickwall' has no decomposition to start from; ttn, attn, mera, tt"),
         ({"topology": "subspace"}, "adntn.fit_ fits any generator"),

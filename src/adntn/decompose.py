@@ -27,9 +27,9 @@ from adntn.fit import fit_scale_, or_infinity, relative_error, stable_rank_or_ze
 from adntn.generator import Generator, GeneratorModule
 from adntn.levels import Level
 from adntn.options import check_number, check_whole
-from adntn.topology import TREES, Blueprint
+from adntn.topology import TREES, Blueprint, GeneratorConfig
 
-__all__ = ["WarmStartReport", "warm_start_"]
+__all__ = ["WarmStartReport", "obstacle", "warm_start_"]
 
 # Of a gain that is taken back; an even function of small states has none.
 _LEAST_GAIN = 1e-3
@@ -142,21 +142,26 @@ def warm_start_(module: GeneratorModule, target: Tensor, *, sweeps: int = 0, sca
     )
 
 
+def obstacle(config: GeneratorConfig) -> str | None:
+    """Return why a generator of this config has no decomposition to start from, or None where it has."""
+    if config.topology not in (*TREES, "tt", "lowrank"):
+        return (
+            f"topology={config.topology!r} has no decomposition to start from; {', '.join(TREES)}, tt and lowrank have."
+        )
+    if config.norm is not None and config.topology in TREES:
+        return f"norm={config.norm!r} leaves no linear tree to decompose a weight into; norm=None does."
+    return None
+
+
 def _refuse(module: GeneratorModule, target: Tensor) -> None:
     config, shape = module.config, module.blueprint.shape
     if tuple(target.shape) != shape:
         raise ShapeError(
             f"a generator of a weight of shape {shape} cannot start from a target of shape {tuple(target.shape)}."
         )
-    if config.topology not in (*TREES, "tt", "lowrank"):
-        raise ConfigError(
-            f"topology={config.topology!r} has no decomposition to start from; {', '.join(TREES)}, tt and lowrank "
-            "have. adntn.fit_ fits any generator to a weight."
-        )
-    if config.norm is not None and config.topology in TREES:
-        raise ConfigError(
-            f"norm={config.norm!r} leaves no linear tree to decompose a weight into; use norm=None, or adntn.fit_."
-        )
+    why = obstacle(config)
+    if why is not None:
+        raise ConfigError(f"{why} adntn.fit_ fits any generator to a weight.")
     if module.device.type == "meta" or target.is_meta:
         raise ConfigError("a warm start needs values, and the meta device has none: to_empty(), then load them.")
     if not bool(torch.isfinite(target).all()):

@@ -1,1 +1,1 @@
-"""Training runs: pytorch-lightning holds the loop, torchmetrics the metrics; this room holds the recipe."""
+"""Training runs: pytorch-lightning holds the loop; this room says what is trained, and keeps what must not be lost."""

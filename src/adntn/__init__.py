@@ -14,6 +14,7 @@ from adntn.activations import register_activation
 from adntn.budget import BudgetPlan, fit_budget
 from adntn.checkpoint import execution_state, load, load_execution_state, save
 from adntn.compress import cached, compress_, materialize
+from adntn.decompose import WarmStartReport, warm_start_
 from adntn.describe import CompressionReport, describe
 from adntn.errors import (
     AdntnError,
@@ -56,6 +57,7 @@ __all__ = [
     "Quantization",
     "QuantizationReport",
     "ShapeError",
+    "WarmStartReport",
     "__version__",
     "adjoint",
     "cached",
@@ -79,4 +81,5 @@ __all__ = [
     "register_activation",
     "save",
     "stable_rank",
+    "warm_start_",
 ]

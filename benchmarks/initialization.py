@@ -26,7 +26,7 @@ from adntn.experiments.fitting import fit_to
 from adntn.experiments.models import DEFAULT_TARGETS, model_builder
 from adntn.initialize import stable_rank
 from adntn.nn import GeneratedLayer
-from adntn.training.classify import Recipe
+from adntn.training.optimization import Optimization
 
 RESULTS = Path(__file__).parent / "results" / "initialization.json"
 MODEL = "vgg16-quarter"
@@ -60,7 +60,7 @@ def main() -> None:
         print(table())
         return
     data = load_data(args.data).limit(train=args.train)
-    recipe = Recipe(epochs=args.epochs, batch_size=128, lr=args.lr, weight_decay=5e-4, augment=True)
+    recipe = Optimization(epochs=args.epochs, batch_size=128, lr=args.lr, weight_decay=5e-4, augment=True)
     for seed in args.seeds:
         for order in args.orders:
             for start in args.starts:
@@ -79,7 +79,7 @@ def main() -> None:
                 print(json.dumps(row), flush=True)
 
 
-def run(data: ImageData, recipe: Recipe, seed: int, order: str, start: str) -> dict[str, object]:
+def run(data: ImageData, recipe: Optimization, seed: int, order: str, start: str) -> dict[str, object]:
     torch.manual_seed(seed)
     model = model_builder(MODEL, data.image_shape, data.num_classes)()
     config = adntn.GeneratorConfig(order=order, **STARTS[start])
@@ -90,9 +90,9 @@ def run(data: ImageData, recipe: Recipe, seed: int, order: str, start: str) -> d
             shrink_root(layer, 0.05)
     ranks = [stable_rank(layer.weight) for layer in layers]
     started = time.perf_counter()
-    fitted = fit_to(data, model, recipe, seed=seed, evaluate_every=recipe.epochs)
+    fitted = fit_to(data, model, recipe, seed=seed)
     return {
-        "accuracy": fitted.accuracy,
+        "accuracy": fitted.validation_accuracy,
         "stable_rank_start": statistics.mean(ranks),
         "stable_rank_end": statistics.mean(stable_rank(layer.weight) for layer in layers),
         "model_parameters": report.model_after,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, fields
-from typing import Any, Self
+from types import NoneType, UnionType
+from typing import Any, Self, Union, get_args, get_origin, get_type_hints
 
 from adntn.errors import ConfigError, nearest
 
@@ -22,7 +23,9 @@ class Options:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Build from plain values; lists become tuples, and ``-`` in a name stands for ``_``.
+        """Build from plain values.
+
+        Lists become tuples, ``-`` in a name stands for ``_``, and a table within makes the options of its field.
 
         Raises:
             ConfigError: an option is unknown or impossible; the nearest known one is named.
@@ -36,12 +39,24 @@ class Options:
             if plain not in known:
                 listed = ", ".join(known) or "none"
                 raise ConfigError(f"{cls.what} has no option {name!r}; it has {listed}.{nearest(plain, known)}")
-            given[plain] = tuple(value) if isinstance(value, list) else value
+            table, optional = _table(cls, plain)
+            if table is not None and not isinstance(value, table) and not (optional and value is None):
+                given[plain] = table.from_dict(value)
+            else:
+                given[plain] = tuple(value) if isinstance(value, list) else value
         return cls(**given)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that :meth:`from_dict` reads back to equal options."""
         return asdict(self)  # type: ignore[call-overload,no-any-return]
+
+
+def _table(cls: type[Options], name: str) -> tuple[type[Options] | None, bool]:
+    """Return which options a field holds as a table of its own, and whether it may be None."""
+    hint = get_type_hints(cls)[name]
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    tables = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Options)]
+    return (tables[0] if tables else None), NoneType in kinds
 
 
 def check_number(

@@ -24,9 +24,9 @@ from adntn.experiments.job import Outcome, Progress, chosen_layers, run_job, var
 from adntn.experiments.models import ModelError, model_builder
 from adntn.experiments.runs import Job, RunFolder, RunFolderError, model_file
 from adntn.topology import Blueprint, GeneratorConfig
-from adntn.training.classify import Recipe
+from adntn.training.optimization import Optimization
 
-JOB = Job(recipe=Recipe(epochs=1, batch_size=40), seeds=(3, 0), train_limit=120, test_limit=60)
+JOB = Job(recipe=Optimization(epochs=1, batch_size=40), seeds=(3, 0), train_limit=120, test_limit=60)
 SMALL = replace(JOB, topologies=("ttn",), controls=("deleted",))
 DENSE_CONVOLUTIONS = 9 * (64 * 8 + 128 * 64)  # of conv2 and conv3
 DENSE_MODEL = 80_098
@@ -372,7 +372,7 @@ def test_a_killed_process_leaves_whole_files(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_demo_learns_and_its_controls_tell_something(tmp_path: Path) -> None:
-    job = Job(recipe=Recipe(epochs=20, lr=2e-2), topologies=("ttn",), controls=("deleted",), seeds=(0, 1))
+    job = Job(recipe=Optimization(epochs=20, lr=2e-2), topologies=("ttn",), controls=("deleted",), seeds=(0, 1))
     outcome = run_job(job, tmp_path / "run")
     mean = {
         variant: statistics.mean(row.accuracy for row in outcome.rows if row.variant == variant)

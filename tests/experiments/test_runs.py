@@ -15,7 +15,7 @@ from adntn.errors import AdntnError, CheckpointError, ConfigError
 from adntn.experiments.data import ImageData, Split
 from adntn.experiments.runs import Job, Row, RunFolder, RunFolderError, Timing, environment, model_file
 from adntn.topology import GeneratorConfig
-from adntn.training.classify import Recipe
+from adntn.training.optimization import Optimization
 
 DATA = ImageData(
     "toy",
@@ -64,7 +64,7 @@ def row(variant: str = "dense", seed: int = 0, **changes: Any) -> Row:
             topologies=("mera", "ttn"),
             config=GeneratorConfig(bond_dim=3, groups=2, order="paired", activation="sine(omega=2)"),
             controls=("deleted",),
-            recipe=Recipe(epochs=3, augment=True, label_smoothing=0.1),
+            recipe=Optimization(epochs=3, augment=True, label_smoothing=0.1),
             seeds=(7, 0),
             train_limit=100,
             test_limit=50,

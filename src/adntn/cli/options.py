@@ -58,7 +58,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def make_job(options: dict[str, Any], job_type: Any) -> Any:
     """Sort flat options, as they stand on the command line and in a TOML file, into a job."""
-    from adntn.training.classify import Recipe
+    from adntn.training.optimization import Optimization
 
     options = dict(options)
     for name in ("targets", "topology", "controls"):
@@ -78,7 +78,7 @@ def make_job(options: dict[str, Any], job_type: Any) -> Any:
     if "seeds" in options:
         job["seeds"] = parse_seeds(options["seeds"])
     recipe = {"epochs": DEFAULT_EPOCHS} | {name: options[name] for name in RECIPE if name in options}
-    made = job_type(**job, config=make_config(options, job.get("topologies", TREES)), recipe=Recipe(**recipe))
+    made = job_type(**job, config=make_config(options, job.get("topologies", TREES)), recipe=Optimization(**recipe))
     # Threads that wait for each other cost more than they bring on images of 8x8.
     return replace(made, threads=1) if made.threads is None and made.data == "digits" else made
 

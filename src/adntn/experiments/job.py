@@ -170,8 +170,8 @@ def _train(
     return Row(
         variant=variant,
         seed=seed,
-        accuracy=fitted.accuracy,
-        loss=fitted.loss,
+        accuracy=fitted.validation_accuracy,
+        loss=fitted.validation_loss,
         curve=fitted.curve,
         layer_stored=stored,
         layer_trained=trained,

@@ -20,7 +20,7 @@ from adntn.checkpoint import writing
 from adntn.errors import AdntnError, ConfigError, check_choice, nearest
 from adntn.experiments.data import ImageData
 from adntn.topology import TOPOLOGIES, TREES, GeneratorConfig
-from adntn.training.classify import Recipe
+from adntn.training.optimization import Optimization
 
 __all__ = ["CONTROLS", "Job", "Row", "RunFolder", "RunFolderError", "Timing", "environment", "model_file"]
 
@@ -58,7 +58,7 @@ class Job:
     topologies: tuple[str, ...] = TREES
     config: GeneratorConfig = field(default_factory=GeneratorConfig)
     controls: tuple[str, ...] = CONTROLS
-    recipe: Recipe = field(default_factory=Recipe)
+    recipe: Optimization = field(default_factory=lambda: Optimization(epochs=30))
     seeds: tuple[int, ...] = (0, 1, 2)
     train_limit: int | None = None
     test_limit: int | None = None
@@ -120,13 +120,7 @@ class Job:
         if "config" in rest:
             rest["config"] = GeneratorConfig.from_dict(rest["config"])
         if "recipe" in rest:
-            names = Recipe.__dataclass_fields__
-            for name in rest["recipe"]:
-                if name not in names:
-                    raise ConfigError(
-                        f"a recipe has no option {name!r}; it has {', '.join(names)}.{nearest(name, names)}"
-                    )
-            rest["recipe"] = Recipe(**rest["recipe"])
+            rest["recipe"] = Optimization.from_dict(rest["recipe"])
         return cls(**rest)
 
 

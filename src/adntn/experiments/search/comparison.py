@@ -86,7 +86,6 @@ def default_for(
     recipe: Mapping[str, Any],
     budget: int,
     parameters: Callable[[Mapping[str, Any]], int],
-    groups: Iterable[int] = range(1, _MOST_GROUPS + 1),
 ) -> dict[str, Any] | None:
     """Return the recipe's own configuration, as large by its groups as a budget allows.
 
@@ -96,7 +95,6 @@ def default_for(
         recipe: as it stands.
         budget: parameters of the whole model at most.
         parameters: counts them.
-        groups: that come into question.
 
     Returns:
         The recipe; None where nothing of it fits.
@@ -113,7 +111,7 @@ def default_for(
         fitting = [each for each in fitting if each[0] <= budget]
         return max(fitting, key=lambda each: each[0])[1] if fitting else None
 
-    found = largest({"groups": count} for count in groups)
+    found = largest({"groups": count} for count in range(1, _MOST_GROUPS + 1))
     return found or largest({"groups": 1, "latent_order": order} for order in range(1, 8))
 
 
@@ -153,7 +151,7 @@ def compare(
         best = max(fitting, key=lambda p: (p.validation_accuracy, -p.parameters), default=None)
         recipes = {
             "searched": best.recipe if best else None,
-            "default": default_for(search.recipe, budget, search.evaluator.parameters),
+            "default": search.defaults[budget],
         }
         runs = {
             kind: [trained(kind, budget, seed, recipe) for seed in seeds] if recipe else []

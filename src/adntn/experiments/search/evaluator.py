@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torchmetrics.functional.classification import multiclass_calibration_error
+from torch import nn
 
 from adntn.baselines import network
 from adntn.checkpoint import load, save, writing
 from adntn.compress import compress_
 from adntn.errors import AdntnError, ConfigError
 from adntn.experiments.data import ImageData, load_data
+from adntn.experiments.faithfulness import faithfulness
 from adntn.experiments.models import DEFAULT_TARGETS, model_builder
 from adntn.experiments.runs import environment
 from adntn.experiments.search.energy import measured_energy
@@ -29,8 +29,9 @@ from adntn.experiments.timing import time_forward
 from adntn.memory import check_memory
 from adntn.targets import choose_places, find_places
 from adntn.topology import Blueprint, GeneratorConfig
-from adntn.training.classify import Fitted, Recipe, fit
 from adntn.training.data import Part, TrainingData
+from adntn.training.looking import look
+from adntn.training.loop import Fitted, fit
 from adntn.training.optimization import Optimization
 from adntn.training.seeds import derive_seed
 
@@ -128,10 +129,6 @@ class TrainingEvaluator:
     def _teacher(self) -> nn.Module:
         return load(self._build(), self._teacher_file).eval()
 
-    @cached_property
-    def _teacher_logits(self) -> Tensor:
-        return logits(self._teacher, self._data, self._data.test.images)
-
     @property
     def _teacher_file(self) -> Path:
         return Path(self.recipe.get("teacher", {}).get("file", self.folder / "teacher.safetensors"))
@@ -168,7 +165,7 @@ class TrainingEvaluator:
 
     def evaluate(self, recipe: Mapping[str, Any], seed: int, file: Path, report: Report) -> Measured:
         def made() -> nn.Module:
-            model = copy.deepcopy(self._teacher).train()
+            model = copy.deepcopy(self._teacher).to("cpu").train()
             compress_(model, config_of(recipe), self._targets)
             return model
 
@@ -179,9 +176,9 @@ class TrainingEvaluator:
         return self._measure(model, file, fitted, energy.watt_hours, energy.note)
 
     def latency(self, file: Path) -> tuple[float, float]:
-        model = load(self._build(), file).eval()
-        images = self._data.normalized(self._data.test.images[:128])
-        timings = time_forward({"dense": self._teacher, "point": model}, images)
+        model = load(self._build(), file).to(self.device).eval()
+        images = self._data.normalized(self._data.test.images[:128].to(self.device))
+        timings = time_forward({"dense": self._teacher.to(self.device), "point": model}, images)
         return timings[1].milliseconds, timings[1].dense_ratio
 
     # --- parts -------------------------------------------------------------------------------------------------------
@@ -193,51 +190,40 @@ class TrainingEvaluator:
             return make()
 
     def _fit(self, model: nn.Module, how: Optimization, seed: int, report: Report) -> Fitted:
-        data = self._data
-        names = ("epochs", "batch_size", "lr", "weight_decay", "label_smoothing", "augment")
-        return fit(
-            model,
-            Recipe(**{name: getattr(how, name) for name in names}),
-            train=(data.train.images, data.train.labels),
-            test=(data.validation.images, data.validation.labels),
-            mean=data.mean,
-            std=data.std,
-            num_classes=data.num_classes,
-            seed=derive_seed(seed, "batches") % 2**32,
-            device=self.device,
-            tell=lambda epoch, accuracy: report(epoch, how.epochs, accuracy),
-        )
+        def log(step: int, row: Mapping[str, float]) -> None:
+            report(int(row["epoch"]), how.epochs, row["validation_accuracy"])
+
+        return fit(model, self._data, how, seed=derive_seed(seed, "batches"), device=self.device, log=log)
 
     def _measure(
         self, model: nn.Module, file: Path, fitted: Fitted | None, watt_hours: float | None, note: str
     ) -> Measured:
-        data, model = self._data, model.eval()
-        found = logits(model, data, data.test.images)
-        seen = logits(model, data, data.validation.images).argmax(1)
-        bins = multiclass_calibration_error(found.softmax(1), data.test.labels, data.num_classes, n_bins=15)
-        classes = found.argmax(1)
+        data = self._data
+        model.to(self.device)
+        test = faithfulness(
+            model,
+            self._teacher.to(self.device),
+            data.test.images,
+            data.test.labels,
+            num_classes=data.num_classes,
+            normalized=data.normalized,
+            corruptions=(),
+            similarity_images=0,
+            device=self.device,
+        )
+        assert test.agreement is not None
         return Measured(
             parameters=sum(p.numel() for p in model.parameters()),
             file_bytes=file.stat().st_size,
-            validation_accuracy=_share(seen == data.validation.labels),
-            test_accuracy=_share(classes == data.test.labels),
-            agreement=_share(classes == self._teacher_logits.argmax(1)),
-            calibration_error=float(bins),
+            validation_accuracy=look(model, data, data.validation, device=self.device)[0],
+            test_accuracy=test.model.accuracy,
+            agreement=test.agreement,
+            calibration_error=test.model.calibration_error,
             train_seconds=fitted.seconds if fitted else 0.0,
             energy_wh=watt_hours,
             energy_note=note,
             curve=fitted.curve if fitted else (),
         )
-
-
-def _share(hits: Tensor) -> float:
-    return float(hits.double().mean())
-
-
-@torch.no_grad()
-def logits(model: nn.Module, data: TrainingData, images: Tensor) -> Tensor:  # shape: (N, C, H, W) -> (N, classes)
-    """Return what a model in evaluation mode gives for images, batch by batch."""
-    return torch.cat([model(data.normalized(part)) for part in images.split(1024)])
 
 
 def split(data: ImageData, validation: float) -> TrainingData:

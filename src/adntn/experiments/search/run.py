@@ -137,15 +137,9 @@ def run_search(
     dense = evaluator.prepare()
     budgets = options.budget if isinstance(options.budget, tuple) else (evaluator.parameters(recipe),)
     deadline = None if options.minutes is None else time.monotonic() + 60 * options.minutes
-    search = Search(recipe, options, budgets, folder, evaluator, deadline)
+    defaults = {budget: default_for(recipe, budget, evaluator.parameters) for budget in budgets}
+    search = Search(recipe, options, budgets, defaults, folder, evaluator, deadline)
     trials = Trials(search)
-    groups = trials.space.knob("groups")
-    for budget in budgets:
-        counts = range(1, 257) if groups is None else [n for n in range(1, 257) if groups.has(n)]
-        default = default_for(recipe, budget, evaluator.parameters, counts)
-        first = None if default is None else trials.space.settings_of(default)
-        if first is not None:
-            trials.suggest_first(budget, first)
     watch = _Watch(tell, trials, options.trials)
     try:
         if options.processes == 1:

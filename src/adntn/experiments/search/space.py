@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
 from adntn.errors import ConfigError, nearest
@@ -147,8 +147,17 @@ class Space:
     def suggest(self, trial: Suggests) -> Settings:
         return {knob.name: knob.suggest(trial) for knob in self.knobs}
 
-    def knob(self, name: str) -> Knob | None:
-        return next((knob for knob in self.knobs if knob.name == name), None)
+    def with_groups_of(self, recipe: Mapping[str, Any] | None) -> Space:
+        """Return the space with a recipe's number of groups among its choices, if groups are one of its knobs."""
+        count = None if recipe is None else config_of(recipe).groups
+        return Space(
+            tuple(
+                replace(knob, choices=(*knob.choices, count))
+                if knob.name == "groups" and knob.choices and count is not None and not knob.has(count)
+                else knob
+                for knob in self.knobs
+            )
+        )
 
     def settings_of(self, recipe: Mapping[str, Any]) -> Settings | None:
         """Return the knobs' values in a recipe, or None where one is not among those that its knob may have."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from adntn.errors import AdntnError, ConfigError, TrainingStopped
 from adntn.experiments.search.options import SearchOptions
 from adntn.experiments.search.points import Measured, Point
-from adntn.experiments.search.space import Settings, Space, with_settings
+from adntn.experiments.search.space import Space, with_settings
 from adntn.experiments.search.storage import Presence, locked, open_storage
 from adntn.training.seeds import derive_seed
 
@@ -72,6 +72,8 @@ class Search:
         recipe: to start from, as plain values.
         options: of the search.
         budgets: parameters of the whole model at most, rising.
+        defaults: the recipe's own configuration in the size of each budget, or None where nothing of it fits. It is
+            what the search is compared with, and each budget's first trial if the space has it.
         folder: of the search.
         evaluator: trains and measures.
         deadline: of :func:`time.monotonic`; None means never.
@@ -81,6 +83,7 @@ class Search:
     recipe: dict[str, Any]
     options: SearchOptions
     budgets: tuple[int, ...]
+    defaults: Mapping[int, dict[str, Any] | None]
     folder: Path
     evaluator: Evaluator
     deadline: float | None = None
@@ -152,7 +155,8 @@ class Trials:
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._optuna, self.search = optuna, search
-        self.space = Space.read(search.options.space)
+        space = Space.read(search.options.space)
+        self.spaces = {budget: space.with_groups_of(default) for budget, default in search.defaults.items()}
         storage = open_storage(search.storage)
         kwargs: dict[str, Any] = {"storage": storage, "direction": "maximize", "load_if_exists": True}
         with locked(self._gate):
@@ -160,6 +164,11 @@ class Trials:
                 budget: optuna.create_study(study_name=f"budget {budget}", pruner=self._pruner(), **kwargs)
                 for budget in search.budgets
             }
+            for budget, study in self.studies.items():
+                default = search.defaults[budget]
+                first = None if default is None else self.spaces[budget].settings_of(default)
+                if first is not None and not study.get_trials(deepcopy=False):
+                    study.enqueue_trial(first)
 
     @property
     def _gate(self) -> Path:
@@ -212,12 +221,6 @@ class Trials:
             for budget, trial in self.all()
             if "measured" in (a := trial.user_attrs) and trial.state.name == "COMPLETE"
         ]
-
-    def suggest_first(self, budget: int, settings: Settings) -> None:
-        """Let a budget's search begin with some settings, if it has not begun."""
-        with locked(self._gate):
-            if not self.studies[budget].get_trials(deepcopy=False):
-                self.studies[budget].enqueue_trial(settings)
 
     def claim(self, presence: Presence) -> Claimed | None:
         """Take on the next trial; None when there is none, or no time.
@@ -287,7 +290,7 @@ class Trials:
         study.sampler = self._sampler(derive_seed(self.search.seed, "sampler", budget, counted) % 2**32)
         trial = study.ask()
         trial.set_user_attr("worker", presence.name)
-        settings = self.space.suggest(trial)
+        settings = self.spaces[budget].suggest(trial)
         try:
             recipe = with_settings(self.search.recipe, settings)
             size = self.search.evaluator.parameters(recipe)

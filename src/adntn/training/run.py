@@ -21,6 +21,7 @@ from adntn.checkpoint import load, save
 from adntn.errors import ConfigError, TrainingStopped
 from adntn.savefile import is_ours
 from adntn.training.data import TrainingData
+from adntn.training.distributed import one_process
 from adntn.training.folder import RunFolder, read_json, write_json
 from adntn.training.measure import measure
 from adntn.training.recipe import Recipe
@@ -156,8 +157,11 @@ def _run_one(recipe: Recipe, state: State, number: int, kind: str, stage: Stage 
     try:
         if stage is None:
             outcome = _make_teacher(recipe, state)
-        elif not alone or _is_first():
+        elif not alone:
             outcome = stage.run(state)
+        elif _is_first():
+            with one_process():
+                outcome = stage.run(state)
     except TrainingStopped:
         if _is_first():
             write_json(spent, {"seconds": before + time.perf_counter() - began})

@@ -42,7 +42,7 @@ def test_the_plot_is_a_picture(tmp_path: Path, plot: Any, values: dict[str, Any]
 
 def drawn(monkeypatch: pytest.MonkeyPatch, plot: Any, values: dict[str, Any]) -> list[Axes]:
     figures: list[Any] = []
-    monkeypatch.setattr(curves, "_write", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(curves, "write_figure", lambda figure, path: figures.append(figure))
     plot(RunReport.from_dict(values), Path("unused"))
     axes: list[Axes] = figures[0].axes
     return axes

@@ -19,7 +19,7 @@ from adntn.topology import TREES
 TREE_CASES = {
     name: case
     for name, case in generator_cases().items()
-    if case.blueprint().config.topology in TREES and case.blueprint().config.norm is None
+    if case.blueprint().config.topology in TREES and case.blueprint().config.norm is None and case.bits is None
 }
 EXACT = {name: case for name, case in TREE_CASES.items() if case.options.get("terms", 1) == 1}
 MORE = {

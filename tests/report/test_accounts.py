@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -156,4 +157,6 @@ def test_a_runs_own_account_becomes_its_report() -> None:
     assert report.stages[1].curve == ((2.0, 0.5), (4.0, 0.6), (6.0, 0.7), (8.0, 0.8))
     assert report.stages[3].note == "8 bits"
     assert [(row.name, row.test) for row in report.controls] == [("low rank", (0.88, 0.88))]
+    assert json.loads(report.recipe)["seed"] == 3
+    assert {"00-teacher/", "04-quantize/", "controls/"} <= set(report.files)
     assert report.environment == {"torch": "2", "data train": 5}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ _FILES = {
     "run.json": "every number of it, and each stage's own account",
     "recipe.json, environment.json": "what was run, and where",
 }
+_CONTROLS = {"controls/": "the networks beside it, each with its metrics"}
 
 
 def report_of(run: Mapping[str, Any], title: str) -> RunReport:
@@ -32,7 +34,7 @@ def report_of(run: Mapping[str, Any], title: str) -> RunReport:
         for stage in stages
         if (rows := rows_of(stage["kind"], stage["outcome"]))
     }
-    folders = {f"{s['number']:02}-{s['kind']}/": f"the model after {s['kind']}, and its checkpoints" for s in stages}
+    folders = {f"{s['number']:02}-{s['kind']}/": _folder(s["kind"]) for s in run["stages"]}
     return RunReport(
         title=title,
         data=run["data"]["title"],
@@ -44,8 +46,15 @@ def report_of(run: Mapping[str, Any], title: str) -> RunReport:
         faithfulness=run["faithfulness"],
         details=details,
         environment=_flat(run["environment"]),
-        files={**_FILES, **folders},
+        recipe=json.dumps(run["recipe"], indent=1),
+        files={**_FILES, **folders, **(_CONTROLS if run["controls"] else {})},
     )
+
+
+def _folder(kind: str) -> str:
+    if kind == "finish":
+        return "cores.safetensors for adntn.load, dense.safetensors for torch alone"
+    return f"model.safetensors, the model after {kind}; its checkpoints and metrics"
 
 
 def _stage(stage: Mapping[str, Any], kind: str) -> StageRow:

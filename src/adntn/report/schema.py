@@ -116,7 +116,7 @@ class RunReport(Options):
             :func:`adntn.report.training.details_table` says.
         environment: where it ran.
         seed: of the run.
-        recipe: as it stands in its file.
+        recipe: as TOML or as JSON.
         files: what the run's folder holds, with a few words each.
         version: of this schema.
     """

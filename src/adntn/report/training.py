@@ -133,7 +133,7 @@ def run_page(run: RunReport, stages: Path, time: Path) -> Page:
         sections.append(Section("Files", (Table(("file", "holds"), named, words=("holds",)),)))
     asked: list[str | Table | Picture | Code] = []
     if run.recipe:
-        asked.append(Code("The recipe", run.recipe, "toml"))
+        asked.append(Code("The recipe", run.recipe, "json" if run.recipe.lstrip().startswith("{") else "toml"))
     if run.environment:
         asked.append(Code("Where it ran", _lines(run.environment)))
     if asked:

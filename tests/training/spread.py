@@ -1,6 +1,6 @@
 """What each process does in the tests of several processes; started alone or by torchrun.
 
-usage: spread.py FOLDER (whole|stopped|full|sharded)
+usage: spread.py FOLDER (whole|stopped|full|sharded|first)
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import errno
 import json
 import signal
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from training_cases import DATA
 import adntn
 from adntn.errors import AdntnError
 from adntn.training.data import Batches
-from adntn.training.distributed import leave, share
+from adntn.training.distributed import leave, one_process, share
 from adntn.training.loop import fit
 from adntn.training.optimization import Optimization
 from adntn.training.rates import make_optimizer, set_rates
@@ -65,6 +66,8 @@ def main(folder: Path, what: str) -> None:
     torch.set_num_threads(1)
     if what == "sharded":
         sharded(folder)
+    if what == "first":
+        dist.init_process_group("gloo")
     model = build()
     rank, _ = share()
 
@@ -83,7 +86,10 @@ def main(folder: Path, what: str) -> None:
 
         Path.write_bytes = full  # type: ignore[method-assign]
     try:
-        fitted = fit(model, DATA, HOW, folder=folder / "run", on_step=on_step)
+        if what == "first" and rank > 0:
+            leave()
+        with one_process() if what == "first" else nullcontext():
+            fitted = fit(model, DATA, HOW, folder=folder / "run", on_step=on_step)
     except AdntnError as error:
         (folder / f"error{rank}.txt").write_text(f"{type(error).__name__}: {error}")
         leave(1)

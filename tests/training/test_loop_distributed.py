@@ -59,6 +59,11 @@ def test_two_processes_come_to_what_one_comes_to_with_or_without_an_interruption
     assert same(outcome(tmp_path / "stopped")[1], others)
     assert table(tmp_path / "stopped" / "run") == table(tmp_path / "two" / "run")
 
+    # The first of them can train alone while the other waits.
+    first = start(tmp_path / "first", "first", 2)
+    assert first.returncode == 0, first.stderr
+    assert same(outcome(tmp_path / "first")[1], weights)
+
 
 @pytest.mark.slow
 def test_both_processes_hear_of_a_full_disk(tmp_path: Path) -> None:

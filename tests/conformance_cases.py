@@ -2,7 +2,7 @@
 
 It holds what is easily got wrong: a bridge with carries, an odd number of modes, bond != radix, radix 3, groups, cores
 and gates that straddle two axes, padded axes, digits out of order, disentanglers far from the identity, modes of two
-sizes, sums of trees, and gates that are half open.
+sizes, sums of trees, gates that are half open, and numbers on a grid.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adntn import Generator, GeneratorConfig
+from adntn import Generator, GeneratorConfig, quantize_
+from adntn.generator import GeneratorModule
 from adntn.topology import Blueprint
 
 Options = dict[str, Any]
@@ -127,13 +128,18 @@ class Case:
 
     shape: tuple[int, ...]
     options: Options = field(hash=False)
+    bits: int | None = None
 
     def blueprint(self) -> Blueprint:
         return Blueprint(self.shape, GeneratorConfig(**{**PLAIN, **self.options}))
 
     def build(self, dtype: torch.dtype = torch.float64) -> Generator:
         torch.manual_seed(0)
-        return scramble(Generator(self.shape, self.blueprint().config, dtype=dtype))
+        gen: Generator = scramble(Generator(self.shape, self.blueprint().config, dtype=dtype))
+        if self.bits is not None:
+            quantize_(gen, self.bits)
+            put_on_grid(gen)
+        return gen
 
 
 def generator_cases() -> dict[str, Case]:
@@ -185,6 +191,13 @@ def generator_cases() -> dict[str, Case]:
                 latent_order=1,
                 **options,
             )
+    for turn, (topology, options) in enumerate(EVERYTHING.items()):
+        for bits in (8, 4):
+            more = {"gate": True, "terms": 2, "activation": "prelu"} if topology in NETWORKS else {}
+            order = ORDERS[(turn + bits // 4) % 4]
+            cases[f"{bits} bits, groups/{topology}/{order}"] = Case(
+                (6, 10), {"order": order, "groups": 2, "latent_order": 2, "bond_dim": 3, **more, **options}, bits
+            )
     for columns in (1, 3, 4):
         add(f"two modes, {columns} columns", (2, 2), topology="brickwall", columns=columns)
     add("a chain of a single mode", (1, 1), topology="tt")
@@ -218,6 +231,13 @@ DIFFERENTIATED = {
     "subspace": Case((6, 5), {"topology": "subspace", "subspace_dim": 5, "groups": 2}),
     "frozen": Case((6, 5), {"topology": "frozen", "groups": 2}),
 }
+
+
+def put_on_grid(gen: GeneratorModule) -> None:
+    """Write the numbers on the grid in the place of the float ones, for what knows of no grid: references, files."""
+    with torch.no_grad():
+        for name, value in gen.used_parameters().items():
+            gen.get_core(name).copy_(value)
 
 
 def scramble(module: nn.Module) -> Any:

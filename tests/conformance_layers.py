@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conformance_cases import PLAIN, Options, scramble
+from conformance_cases import PLAIN, Options, put_on_grid, scramble
 from torch import Tensor, nn
 
-from adntn import Generator, GeneratorConfig
+from adntn import Generator, GeneratorConfig, quantize_
 from adntn.nn import (
     Conv1d,
     Conv2d,
@@ -36,6 +36,7 @@ class LayerCase:
         way: how it runs when nothing is asked.
         splits: whether it can run factored at all.
         rows: of the table, if the input is indices into one.
+        bits: that root and cores are quantised to, if they are.
     """
 
     make: Callable[..., nn.Module]
@@ -43,10 +44,15 @@ class LayerCase:
     way: str = "factored"
     splits: bool = True
     rows: int | None = None
+    bits: int | None = None
 
     def build(self, execution: str = "auto", dtype: torch.dtype = torch.float64) -> Any:
         torch.manual_seed(0)
-        return scramble(self.make(execution=execution, dtype=dtype))
+        layer = scramble(self.make(execution=execution, dtype=dtype))
+        if self.bits is not None:
+            quantize_(layer, self.bits)
+            put_on_grid(layer)
+        return layer
 
     def make_input(self, dtype: torch.dtype = torch.float64, batch: int | None = None) -> Tensor:
         generator = torch.Generator().manual_seed(1)
@@ -136,6 +142,8 @@ LAYERS: dict[str, LayerCase] = {
     "linear, frozen, 2 groups": LayerCase(
         _linear(50, 64, topology="frozen", groups=2), (3, 50), way="dense", splits=False
     ),
+    "linear, 8 bits, mera, 2 groups": LayerCase(_linear(128, 128, topology="mera", groups=2), (3, 128), bits=8),
+    "linear, 4 bits, lowrank": LayerCase(_linear(50, 64, topology="lowrank"), (3, 50), bits=4),
     "linear, too small to factor": LayerCase(_linear(8, 8), (3, 8), way="dense"),
     "conv": LayerCase(_conv(32, 32), (2, 32, 5, 6)),
     "conv, no bias, mera": LayerCase(_conv(32, 40, bias=False, config={"topology": "mera"}), (2, 32, 5, 6)),
@@ -178,6 +186,7 @@ LAYERS: dict[str, LayerCase] = {
     "conv, flat and padded": LayerCase(
         _conv(32, 32, config={"order": "flat"}), (2, 32, 4, 5), way="dense", splits=False
     ),
+    "conv, 8 bits": LayerCase(_conv(32, 32), (2, 32, 4, 5), bits=8),
     "conv1d": LayerCase(_conv1d(32, 40, 5, stride=2, padding=2), (2, 32, 9)),
     "conv1d, padded 17 to 33, dilated": LayerCase(
         _conv1d(17, 33, 3, dilation=3, config={"topology": "mera"}), (2, 17, 9), way="dense"
@@ -235,6 +244,7 @@ LAYERS: dict[str, LayerCase] = {
     "embedding, 4 groups": _table(512, 100, groups=4),
     "embedding, block_paired": _table(64, 64, order="block_paired"),
     "embedding, paired, padding": _table(64, 20, 3, "dense", order="paired"),
+    "embedding, 8 bits, padding": replace(_table(500, 128, 499, topology="mera"), bits=8),
     "embedding, flat": _table(50, 17, way="dense", order="flat"),
 }
 

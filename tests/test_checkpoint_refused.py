@@ -162,7 +162,7 @@ ROOT = "conv.root"
 THREE = CONFIG.replace(latent_order=3).to_dict()
 
 WELL_SIGNED: dict[str, tuple[Edit, str]] = {
-    "newer format": (set_in("format", to=4), "format 4, newer than the 3"),
+    "newer format": (set_in("format", to=5), "format 5, newer than the 4"),
     "format is no number": (set_in("format", to="1"), "did not write"),
     "format is true": (set_in("format", to=True), "did not write"),
     "newer config": (set_in("layers", "conv", "config", "version", to=99), "version 99, newer than the .*upgrade"),

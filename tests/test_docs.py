@@ -60,6 +60,13 @@ def test_the_fitting_page_shows_the_studys_tables() -> None:
     assert between(page, "methods") == study["methods"]()
 
 
+def test_the_quantization_page_shows_the_studys_tables() -> None:
+    study = runpy.run_path(str(ROOT / "benchmarks" / "quantization.py"))
+    page = (ROOT / "docs" / "quantization.md").read_text()
+    assert between(page, "changes") == study["changes"]()
+    assert between(page, "scales") == study["scales"]()
+
+
 def test_the_adjoint_page_shows_the_benchmarks_table_and_its_code_runs() -> None:
     page = (ROOT / "docs" / "adjoint.md").read_text()
     assert between(page, "table") == runpy.run_path(str(ROOT / "benchmarks" / "adjoint.py"))["table"]()

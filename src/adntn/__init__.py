@@ -14,6 +14,7 @@ from adntn.activations import register_activation
 from adntn.budget import BudgetPlan, fit_budget
 from adntn.checkpoint import execution_state, load, load_execution_state, save
 from adntn.compress import cached, compress_, materialize
+from adntn.decompose import WarmStartReport, warm_start_
 from adntn.describe import CompressionReport, describe
 from adntn.errors import (
     AdntnError,
@@ -31,6 +32,8 @@ from adntn.growth import GrowthReport, grow_
 from adntn.health import Health, diagnose
 from adntn.initialize import stable_rank
 from adntn.plan import ExecutionPlan, plan
+from adntn.quantization import Quantization
+from adntn.quantize import QuantizationReport, quantize_
 from adntn.ranks import CutRank, cut_bound, cut_ranks
 from adntn.topology import GeneratorConfig
 
@@ -51,7 +54,10 @@ __all__ = [
     "GeneratorTooLargeError",
     "GrowthReport",
     "Health",
+    "Quantization",
+    "QuantizationReport",
     "ShapeError",
+    "WarmStartReport",
     "__version__",
     "adjoint",
     "cached",
@@ -71,7 +77,9 @@ __all__ = [
     "materialize",
     "nn",
     "plan",
+    "quantize_",
     "register_activation",
     "save",
     "stable_rank",
+    "warm_start_",
 ]

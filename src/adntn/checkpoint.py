@@ -12,12 +12,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from adntn.cores import CoreModule
 from adntn.describe import generated_weights, plain_name
 from adntn.errors import CheckpointError, CompressionError, ConfigError, ShapeError
 from adntn.exchange import Replacement, Wanted, build, put_in_place
 from adntn.execution.choices import Choices
 from adntn.nn import GeneratedWeight
-from adntn.savefile import FORMAT_VERSION, Content, Entry, read, write, writing
+from adntn.quantization import quantized_names
+from adntn.savefile import FORMAT_VERSION, PACKED, Content, Entry, read, write, writing
 from adntn.targets import Place, Places, compiled_alone, find_places, held_by_optimizer
 from adntn.topology import Blueprint
 
@@ -43,21 +45,49 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
         The path.
 
     Raises:
-        CheckpointError: a parameter has NaN or infinite entries, a tensor is on the meta device, or the file cannot
-            be written.
+        CheckpointError: a parameter has NaN or infinite entries, a tensor is on the meta device, a generator's
+            ``activation_strength`` is below 1, or the file cannot be written.
 
     Example:
         >>> adntn.save(model, "model.safetensors")
     """
     path = Path(path)
+    _refuse_weakened(model)
     tensors, aliases = _tensors(model)
     generated = generated_weights(model)
     first: dict[int, str] = {}
     for name, weight in generated.items():
         first.setdefault(id(weight._network), name)
     shared = {name: owner for name, weight in generated.items() if (owner := first[id(weight._network)]) != name}
-    write(path, Content({n: Entry.of(n, weight) for n, weight in generated.items()}, shared, aliases, tensors))
+    entries = {name: Entry.of(name, weight) for name, weight in generated.items()}
+    write(path, Content(entries, shared, aliases, tensors, _packed(model, generated, tensors)))
     return path
+
+
+def _packed(
+    model: nn.Module, generated: Mapping[str, GeneratedWeight], tensors: Mapping[str, Tensor]
+) -> dict[str, str]:
+    """Return what the names of a quantised generator's tensors begin with, and the name of one of its weights."""
+    names = {id(module): plain_name(full) for full, module in reversed([*model.named_modules()])}
+    packed: dict[str, str] = {}
+    for name, weight in generated.items():
+        start = f"{module}." if (module := names[id(weight)]) else ""
+        own = [start + each for each in quantized_names(weight.blueprint)]
+        # Of those that share a generator one is stored. Where it is in part under the name of something else, as a
+        # parameter that is tied by hand, the float numbers stay.
+        if weight.quantization is not None and own and {*own} <= tensors.keys() and start + PACKED not in tensors:
+            packed[start] = name
+    return packed
+
+
+def _refuse_weakened(model: nn.Module) -> None:
+    """Refuse generators whose activation does not act in full: the file would not say so."""
+    for name, module in model.named_modules():
+        if isinstance(module, CoreModule) and len(module.activation) and module.activation_strength < 1.0:
+            raise CheckpointError(
+                f"{plain_name(name) or 'the model'!r} has activation_strength={module.activation_strength:g}, which a "
+                "file cannot hold: set it to 1 and train on, or save what adntn.materialize(model) returns."
+            )
 
 
 def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -142,6 +172,10 @@ def load(model: Model, path: str | os.PathLike[str]) -> Model:
     for name, entry in content.entries.items():
         if name in generated:
             _take(generated[name], entry)
+            generated[name].activation_strength = 1.0  # as it was saved
+    for name, weight in generated_weights(model).items():
+        if name in content.entries:
+            weight._set_quantization(content.entries[name].quantization)
     return model
 
 

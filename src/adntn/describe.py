@@ -6,13 +6,24 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from adntn.baselines import Network
+from adntn.decompose import WarmStartReport
 from adntn.fit import FitReport
+from adntn.generator import GeneratorModule
 from adntn.nn import GeneratedWeight
+from adntn.quantization import packed_bytes, quantized_names
 
-__all__ = ["CompressionReport", "LayerReport", "describe", "generated_weights", "plain_name"]
+__all__ = [
+    "CompressionReport",
+    "LayerReport",
+    "describe",
+    "generated_weights",
+    "generator_bytes",
+    "plain_name",
+    "stored_bytes",
+]
 
 _COMPILED = "_orig_mod."
 
@@ -46,12 +57,13 @@ class LayerReport:
             generator.
         generated: numbers that are stored and trained instead; 0 for a layer that shares another's generator.
         dense_bytes: bytes of the dense weight.
-        generated_bytes: bytes of the generator's parameters, and of the seed of a random projection.
+        generated_bytes: bytes of the generator's parameters, packed if they are quantised, and of the seed of a random
+            projection.
         rank_bound: the greatest rank that the weight can have.
         way: how the layer runs with many positions in training, ``"factored"`` or ``"dense"``.
         reason: why it runs so.
         least: from how many positions on.
-        fit: how near its generator came to the dense weight, where it was fitted.
+        fit: how near its generator came to the dense weight, where it started from that.
     """
 
     name: str
@@ -67,7 +79,7 @@ class LayerReport:
     way: str
     reason: str
     least: int = 1
-    fit: FitReport | None = None
+    fit: FitReport | WarmStartReport | None = None
 
     @property
     def runs(self) -> str:
@@ -152,12 +164,39 @@ def _fit_cells(row: LayerReport) -> tuple[str, str, str]:
     return f"{row.fit.relative_error:.3f}", f"{row.fit.stable_rank:.1f}", f"{row.fit.target_stable_rank:.1f}"
 
 
-def describe(model: nn.Module, fits: Mapping[Network, FitReport] | None = None) -> CompressionReport:
+def generator_bytes(generator: GeneratorModule) -> int:
+    """Return the bytes that :func:`adntn.save` stores of a generator: packed where it is quantised."""
+    blueprint, dtype, quantization = generator.blueprint, generator.dtype, generator.quantization
+    total = blueprint.num_parameters * dtype.itemsize + 8 * len(blueprint.buffer_shapes)
+    if quantization is None:
+        return total
+    whole = sum(math.prod(blueprint.parameter_shapes[name]) for name in quantized_names(blueprint))
+    return total - whole * dtype.itemsize + packed_bytes(blueprint, quantization, dtype)
+
+
+def stored_bytes(model: nn.Module) -> int:
+    """Return the bytes that :func:`adntn.save` stores of a model, each tensor once, without the file's header."""
+    tensors = {id(t): t for t in model.state_dict(keep_vars=True).values() if _has_size(t)}
+    generators = {weight._network: weight for weight in generated_weights(model).values()}
+    for generator in generators.values():
+        for name in (*generator.blueprint.parameter_shapes, *generator.blueprint.buffer_shapes):
+            tensors.pop(id(generator.get_core(name)), None)
+    own: int = sum(t.numel() * t.element_size() for t in tensors.values())
+    return own + sum(generator_bytes(generator) for generator in generators.values())
+
+
+def _has_size(value: object) -> bool:
+    # A lazy layer's parameters have none yet, and a module can keep anything in its state.
+    lazy = isinstance(value, (nn.parameter.UninitializedParameter, nn.parameter.UninitializedBuffer))
+    return isinstance(value, Tensor) and not lazy
+
+
+def describe(model: nn.Module, fits: Mapping[Network, FitReport | WarmStartReport] | None = None) -> CompressionReport:
     """Describe a model's generated layers, its own size, and what both would be with dense layers.
 
     Args:
         model: with generated layers.
-        fits: what the fits of some generators reached, for their layers' rows.
+        fits: what the fits or warm starts of some generators reached, for their layers' rows.
     """
     rows: list[LayerReport] = []
     roots: set[int] = set()
@@ -178,7 +217,7 @@ def describe(model: nn.Module, fits: Mapping[Network, FitReport] | None = None) 
                 padded=layer.blueprint.tensorization.padded_size if first else 0,
                 generated=stored,
                 dense_bytes=dense * item,
-                generated_bytes=stored * item + (8 * len(layer.blueprint.buffer_shapes) if first else 0),
+                generated_bytes=generator_bytes(layer) if first else 0,
                 rank_bound=layer.rank_bound(),
                 way=layer.way.name,
                 reason=layer.way.reason,
@@ -186,7 +225,6 @@ def describe(model: nn.Module, fits: Mapping[Network, FitReport] | None = None) 
                 fit=(fits or {}).get(layer._network),
             )
         )
-    # A lazy layer's parameters have no size yet.
-    after = sum(p.numel() for p in model.parameters() if not isinstance(p, nn.parameter.UninitializedParameter))
+    after = sum(p.numel() for p in model.parameters() if _has_size(p))
     saved = sum(row.dense - row.generated for row in rows)
     return CompressionReport(tuple(rows), after + saved, after)

@@ -274,8 +274,8 @@ class GeneratorModule(CoreModule):
         return self._backward == "adjoint" and adjoint_function.is_possible()
 
     def _run_adjoint(self, network: Contraction, made: Made, index: Tensor | None = None) -> Tensor:
-        parameters = {name: self.get_core(name) for name, _ in self.generator_parameters()}
-        return adjoint_function.run(Reverse(network, self.activation), made, parameters, index)
+        reverse = Reverse(network, self.activation, self.activation.strength)
+        return adjoint_function.run(reverse, made, self.used_parameters(), index)
 
 
 class Generator(GeneratorModule):

@@ -89,6 +89,9 @@ def grow_(
     present weight (:func:`adntn.fit_`), with the optimiser's state of what is refitted dropped: ``groups``, ``radix``,
     ``order``, ``latent_order``, smaller sizes, and a larger bond where a ``norm`` sees the whole state.
 
+    A quantised generator grows by its float numbers and stays quantised. Grids of larger cores may be others, so the
+    report's error, of the weights on their grids, may be more than rounding then.
+
     Under DDP or FSDP, grow first, then wrap. New numbers are drawn from torch's global random state.
 
     Args:
@@ -122,18 +125,24 @@ def grow_(
         raise ConfigError("nothing to grow: name an option of the new config, as grow_(layer, bond_dim=4).")
     old, blueprint = module.blueprint, Blueprint(module.blueprint.shape, module.config.replace(**changes))
     users = list(module.users())
+    floats = module.bare()
+    floats._quantization = None  # what grows is the float numbers; on their grid they are when they are used
     embedding = embed(old, blueprint)
     _refuse(module, users, blueprint, embedding, exact, optimizers)
     check_memory(blueprint, module.device)
     fitted, error, reason = None, float("nan"), embedding if isinstance(embedding, str) else embedding.doubt
     if module.device.type == "meta":
         new = Generator(blueprint.shape, blueprint.config, std=module.std, device="meta", dtype=module.dtype)
+        new.activation_strength = module.activation_strength
         new.requires_grad_(_trained(module))
     else:
         with full_precision(module.device):
-            new, weight, reason = _make(module, blueprint, embedding, noise, exact=exact)
+            new, weight, reason = _make(floats, blueprint, embedding, noise, exact=exact)
             fitted = fit_(new, weight, fit, progress=progress, name="refit") if reason else None
+            if module._quantization is not None:
+                weight, new._quantization = module.bare_copy().double()(), module._quantization
             error = relative_error(new.bare_copy().double()(), weight)
+    new._quantization = module._quantization
     was = module.bare()
     _replace_all(users, was, new)
     carried = carry_over(
@@ -223,7 +232,7 @@ def _fresh(module: GeneratorModule, blueprint: Blueprint, weight: Tensor) -> Gen
         device=module.device,
         dtype=module.dtype,
     )
-    made.std = module.std
+    made.std, made.activation_strength = module.std, module.activation_strength
     return made.train(module.training)
 
 

@@ -69,7 +69,13 @@ def _table(cls: type[Options], name: str) -> tuple[type[Options] | None, bool]:
 
 
 def check_number(
-    name: str, value: object, *, above: float | None = None, least: float | None = None, below: float | None = None
+    name: str,
+    value: object,
+    *,
+    above: float | None = None,
+    least: float | None = None,
+    below: float | None = None,
+    most: float | None = None,
 ) -> None:
     """Raise unless a value is a finite number in a range.
 
@@ -81,11 +87,12 @@ def check_number(
         (above, possible and above is not None and value > above),  # type: ignore[operator]
         (least, possible and least is not None and value >= least),  # type: ignore[operator]
         (below, possible and below is not None and value < below),  # type: ignore[operator]
+        (most, possible and most is not None and value <= most),  # type: ignore[operator]
     ):
         possible = possible and (bound is None or holds)
     if not possible:
         words = [f"above {above:g}" if above is not None else "", f"at least {least:g}" if least is not None else ""]
-        words.append(f"below {below:g}" if below is not None else "")
+        words += [f"below {below:g}" if below is not None else "", f"at most {most:g}" if most is not None else ""]
         wanted = " and ".join(word for word in words if word) or "finite"
         raise ConfigError(f"{name}={value!r} is not possible; give a number that is {wanted}.")
 

@@ -13,7 +13,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,18 @@ from torch import Tensor
 from adntn.errors import AdntnError, CheckpointError
 from adntn.execution.choices import EXECUTIONS, Choices
 from adntn.nn import GeneratedWeight
-from adntn.topology import GeneratorConfig
+from adntn.quantization import Quantization, pack, quantized_names, unpack
+from adntn.topology import Blueprint, GeneratorConfig
 
-__all__ = ["FORMAT_VERSION", "Content", "Entry", "digest", "is_ours", "read", "write", "writing"]
+__all__ = ["FORMAT_VERSION", "PACKED", "Content", "Entry", "digest", "is_ours", "read", "write", "writing"]
 
 #: 2 has weights that share rows of one generator, attentions, and parameters of modules without a class of their own; 3
-#: has the ways that were chosen. A file without them is still written as 1 or 2, which older versions read.
-FORMAT_VERSION = 3
+#: has the ways that were chosen; 4 has quantised generators. A file without them is still written as 1, 2 or 3, which
+#: older versions read.
+FORMAT_VERSION = 4
+#: What the tensor of a packed generator is called, behind what its parameters' names begin with.
+PACKED = "packed"
+_FLOATS = ("float32", "float64", "bfloat16", "float16")
 _HEADER = "adntn"
 _DIGEST = "adntn.sha256"
 
@@ -45,12 +50,15 @@ class Content:
         shared: those that have the generator of another, with its name.
         aliases: further names of stored tensors.
         tensors: by name.
+        packed: which generators are packed in the file: what their tensors' names begin with, and which entry it is.
+            Here their tensors are as the model has them.
     """
 
     entries: dict[str, Entry]
     shared: dict[str, str]
     aliases: dict[str, str]
     tensors: dict[str, Tensor]
+    packed: dict[str, str] = field(default_factory=dict)
 
 
 # --- what the header says of a weight --------------------------------------------------------------------------------
@@ -68,6 +76,7 @@ class Entry:
         execution: of its layer.
         rows: which rows of all that are its own; None for all of them.
         choices: the ways that ``execution="auto"`` chose; None where there was nothing to choose.
+        quantization: of its generator's root and cores; None where they are not quantised.
     """
 
     name: str
@@ -77,11 +86,21 @@ class Entry:
     execution: str
     rows: tuple[int, int] | None = None
     choices: Choices | None = None
+    quantization: Quantization | None = None
 
     @classmethod
     def of(cls, name: str, weight: GeneratedWeight) -> Entry:
         choices = weight.choices if weight.chooses else None
-        return cls(name, weight.kind, weight.blueprint.shape, weight.config, weight.execution, weight.rows, choices)
+        return cls(
+            name,
+            weight.kind,
+            weight.blueprint.shape,
+            weight.config,
+            weight.execution,
+            weight.rows,
+            choices,
+            weight.quantization,
+        )
 
     @property
     def own_shape(self) -> tuple[int, ...]:
@@ -91,6 +110,8 @@ class Entry:
     @property
     def format(self) -> int:
         """The first version of the format that has such weights."""
+        if self.quantization is not None:
+            return 4
         if self.choices is not None:
             return 3
         return 1 if self.rows is None and self.kind not in ("MultiheadAttention", "parameter") else 2
@@ -106,6 +127,8 @@ class Entry:
             values["rows"] = list(self.rows)
         if self.choices is not None:
             values["choices"] = self.choices.to_dict()
+        if self.quantization is not None:
+            values["bits"] = self.quantization.bits
         return values
 
     @classmethod
@@ -124,7 +147,8 @@ class Entry:
         if choices is not None and execution != "auto":
             raise CheckpointError(f"the entry of {name!r} has choices, and execution={execution!r} leaves none.")
         chosen = None if choices is None else Choices.from_dict(choices)
-        return cls(name, kind, tuple(shape), config, execution, own, chosen)
+        quantization = Quantization(values["bits"]) if "bits" in values else None
+        return cls(name, kind, tuple(shape), config, execution, own, chosen, quantization)
 
 
 # --- writing --------------------------------------------------------------------------------------------------------
@@ -136,18 +160,59 @@ def write(path: Path, content: Content) -> None:
     Raises:
         CheckpointError: the file cannot be written.
     """
-    header = json.dumps(
-        {
-            "format": max((entry.format for entry in content.entries.values()), default=1),
-            "layers": {name: entry.to_dict() for name, entry in content.entries.items()},
-            "shared": content.shared,
-            "aliases": content.aliases,
-        },
-        sort_keys=True,
-    )
-    metadata = {"format": "pt", _HEADER: header, _DIGEST: digest(header, content.tensors)}
+    tensors, packed = _pack(content)
+    values = {
+        "format": max((entry.format for entry in content.entries.values()), default=1),
+        "layers": {name: entry.to_dict() for name, entry in content.entries.items()},
+        "shared": content.shared,
+        "aliases": content.aliases,
+    }
+    header = json.dumps(values | ({"packed": packed} if packed else {}), sort_keys=True)
+    metadata = {"format": "pt", _HEADER: header, _DIGEST: digest(header, tensors)}
     with writing(path) as temporary:
-        save_file(content.tensors, temporary, metadata)
+        save_file(tensors, temporary, metadata)
+
+
+def _pack(content: Content) -> tuple[dict[str, Tensor], dict[str, dict[str, str]]]:
+    """Return the tensors of the file, and what its header says of those that are packed.
+
+    A generator's quantised parameters become one tensor, since every tensor of a file has a description that is longer
+    than a core.
+    """
+    tensors = dict(content.tensors)
+    packed: dict[str, dict[str, str]] = {}
+    for start, owner in content.packed.items():
+        entry = content.entries[owner]
+        assert entry.quantization is not None
+        blueprint = Blueprint(entry.shape, entry.config)
+        values = {name: tensors.pop(start + name) for name in quantized_names(blueprint)}
+        dtype = next(iter(values.values())).dtype
+        tensors[start + PACKED] = pack(values, blueprint, entry.quantization)
+        packed[start + PACKED] = {"layer": owner, "dtype": str(dtype).removeprefix("torch.")}
+    return tensors, packed
+
+
+def _unpack(content: Content, packed: Mapping[str, Mapping[str, str]]) -> Content:
+    """Return what :func:`_pack` was given, its packed parameters on their grid.
+
+    Raises:
+        ValueError: the tensors are not what the header says; the message says which.
+    """
+    tensors, starts = dict(content.tensors), dict(content.packed)
+    for name, values in packed.items():
+        start, owner, entry = name.removesuffix(PACKED), values["layer"], content.entries[values["layer"]]
+        if not name.endswith(PACKED) or entry.quantization is None or values["dtype"] not in _FLOATS:
+            raise ValueError(f"{name!r} cannot be packed")
+        blueprint = Blueprint(entry.shape, entry.config)
+        try:
+            made = unpack(tensors.pop(name), blueprint, entry.quantization, getattr(torch, values["dtype"]))
+        except ValueError as error:
+            raise ValueError(f"{name!r} is {error}") from None
+        if any(start + each in tensors for each in made):
+            raise ValueError(f"{name!r} is packed, and stored beside that")
+        tensors.update({start + each: value for each, value in made.items()})
+        starts[start] = owner
+    return Content(content.entries, content.shared, content.aliases, tensors, starts)
 
 
 @contextlib.contextmanager
@@ -236,9 +301,12 @@ def read(path: Path) -> Content:
         values = json.loads(header)
         entries = {name: Entry.from_dict(name, entry) for name, entry in values["layers"].items()}
         content = Content(entries, dict(values["shared"]), dict(values["aliases"]), tensors)
+        content = _unpack(content, values.get("packed", {}))
+        tensors = content.tensors
         for name, owner in content.shared.items():
             one, other = entries[name], entries[owner]
-            if owner in content.shared or (one.shape, one.config) != (other.shape, other.config):
+            same = (one.shape, one.config, one.quantization) == (other.shape, other.config, other.quantization)
+            if owner in content.shared or not same:
                 raise ValueError(f"{name!r} cannot share the generator of {owner!r}")
         for name, owner in content.aliases.items():
             if name in tensors or owner not in tensors:

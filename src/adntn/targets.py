@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from adntn.describe import _COMPILED, plain_name
+from adntn.describe import _COMPILED, generated_weights, plain_name
 from adntn.errors import CompressionError, nearest
 from adntn.generator import GeneratorModule
 from adntn.nn import GENERATED, StandIn
@@ -247,6 +247,51 @@ def choose_places(places: Places, patterns: str | Sequence[str], option: str, *,
                 )
         chosen.update((place.name, place) for place in found)
     return list(chosen.values())
+
+
+def choose_generated(
+    model: nn.Module, targets: str | Sequence[str], ignore: str | Sequence[str] = ()
+) -> dict[str, GeneratorModule]:
+    """Return the generated weights of a model that names and ``re:`` patterns choose, with all that share a generator.
+
+    Args:
+        model: with generated layers; or a generator, which has the name ``""``.
+        targets: names, and patterns that a whole name must match.
+        ignore: the same, to leave out again.
+
+    Raises:
+        CompressionError: a target matches nothing, or one that is left out shares its generator with one that is not.
+    """
+    known: dict[str, GeneratorModule] = {**generated_weights(model)}
+    if not known and isinstance(model, GeneratorModule):
+        known = {"": model}
+    found: dict[str, set[str]] = {}
+    for option, patterns in (("targets", targets), ("ignore", ignore)):
+        found[option] = set()
+        for pattern in [patterns] if isinstance(patterns, str) else patterns:
+            matches = matcher(pattern, option)
+            names = {name for name in known if matches(name)}
+            if not names and option == "targets":
+                raise CompressionError(
+                    f"targets: no generated weight of the model has the name {pattern!r}; there are "
+                    f"{listing(known)}.{nearest(pattern, known)}"
+                )
+            found[option] |= names
+    chosen = found["targets"] - found["ignore"]
+    networks = {id(known[name]._network): name for name in sorted(chosen)}
+    for name in sorted(found["ignore"]):
+        other = networks.get(id(known[name]._network))
+        if other is not None:
+            raise CompressionError(f"ignore: {name!r} shares its generator with {other!r}, which is a target.")
+    return {name: weight for name, weight in known.items() if id(weight._network) in networks}
+
+
+def by_generator(weights: Mapping[str, GeneratorModule]) -> list[dict[str, GeneratorModule]]:
+    """Return generated weights apart by the generator that makes them."""
+    apart: dict[int, dict[str, GeneratorModule]] = {}
+    for name, weight in weights.items():
+        apart.setdefault(id(weight._network), {})[name] = weight
+    return list(apart.values())
 
 
 def _out_projection(places: Places, place: Place) -> Place | None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from conformance_cases import (
     assert_equal,
+    put_on_grid,
     relative_error,
 )
 from conformance_layers import (
@@ -24,7 +25,7 @@ from conformance_layers import (
 from torch import Tensor, nn
 
 import adntn
-from adntn import Generator
+from adntn import Generator, quantize_
 
 # --- copies, files, devices, dtypes ---------------------------------------------------------------
 
@@ -156,13 +157,15 @@ def test_a_layer_moves_to_another_dtype(layer: LayerCase, way: str, dtype: torch
     assert {p.dtype for p in module.parameters()} == {dtype}
     # The weight is made in at least float32 from the rounded parameters, and rounded once.
     work = torch.promote_types(dtype, torch.float32)
-    exact = copy.deepcopy(module).to(work).weight.detach()
+    plain = copy.deepcopy(module)
+    if layer.bits is not None:  # a grid is one of its type
+        put_on_grid(plain)
+        quantize_(plain, None)
+    exact = plain.to(work).weight.detach()
     assert torch.equal(module.weight, exact.to(dtype))
     y = module(x)
     assert y.dtype == dtype
-    expected = torchs_own(
-        copy.deepcopy(module).to(torch.float64), x.double() if x.is_floating_point() else x, exact.double()
-    )
+    expected = torchs_own(plain.to(torch.float64), x.double() if x.is_floating_point() else x, exact.double())
     # In the factored way the rounding errors of three products add up.
     tolerance = {torch.float64: 1e-14, torch.bfloat16: 2e-2, torch.float16: 3e-3}[dtype]
     assert relative_error(y.double(), expected) < tolerance

@@ -27,7 +27,7 @@ Source = tuple[GeneratorModule, Rows | None]
 # What a generated layer adds to that.
 _OWN = (
     *("blueprint", "std", "rows", "dense_type", "_network", "_paths"),
-    *("_backward", "_execution", "_way", "_given", "_zero_rows", "reuse"),
+    *("_backward", "_quantization", "_execution", "_way", "_given", "_zero_rows", "reuse"),
 )
 
 Value = TypeVar("Value")
@@ -414,5 +414,8 @@ class GeneratedLayer(GeneratedWeight, StandIn):
         # One line: root and cores as children would say less than this does.
         c, stored = self.config, self.num_parameters
         whose = "" if self.rows is None else f", rows {self.rows[0]} to {self.rows[1]} of {self.blueprint.shape[0]}"
-        tree = f"{c.topology} of {stored:,} for {self.blueprint.size:,}{whose}, order={c.order!r}, runs {self.way}"
+        bits = "" if self.quantization is None else f", {self.quantization.bits} bits"
+        tree = (
+            f"{c.topology} of {stored:,} for {self.blueprint.size:,}{whose}{bits}, order={c.order!r}, runs {self.way}"
+        )
         return f"{type(self).__name__}({self.extra_repr()}, {tree})"

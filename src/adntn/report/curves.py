@@ -12,12 +12,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from adntn.report.figures import duration, short
-from adntn.report.plots import _COLOURS, _MARKERS, _write
+from adntn.report.plots import _MARKERS, COLOURS, write_figure
 from adntn.report.schema import RunReport, StageRow
 
 __all__ = ["stages_plot", "time_plot"]
 
-_TEST, _VALIDATION, _SIZE, _BYTES = _COLOURS[1], _COLOURS[6], _COLOURS[2], _COLOURS[5]
+_TEST, _VALIDATION, _SIZE, _BYTES = COLOURS[1], COLOURS[6], COLOURS[2], COLOURS[5]
 #: Points of accuracy below the best that a plot has room for; what is lower stands at its lower edge with its figure.
 _ROOM = 25.0
 _BELOW = "below the axis"
@@ -43,7 +43,7 @@ def stages_plot(report: RunReport, path: Path) -> None:
     if controls:
         top.text(stages[-1] + 0.85, 0.985, "controls", transform=top.get_xaxis_transform(), va="top", fontsize=9)
     figure.suptitle(f"{report.title}: after each stage", x=0.01, ha="left", fontsize=11)
-    _write(figure, path)
+    write_figure(figure, path)
 
 
 def _accuracies(
@@ -137,7 +137,7 @@ def time_plot(report: RunReport, path: Path) -> None:
         values.append(100 * report.dense.validation)
         axes.axhline(100 * report.dense.validation, color="black", linewidth=1, linestyle=":", label="dense network")
     for number, (stage, name) in enumerate(zip(report.stages, _numbered(report.stages), strict=True)):
-        colour = _COLOURS[1 + number % (len(_COLOURS) - 1)]
+        colour = COLOURS[1 + number % (len(COLOURS) - 1)]
         ended = began + stage.seconds
         curve = [(min(began + at, ended), 100 * value) for at, value in stage.curve]
         values += [value for _, value in curve]
@@ -149,7 +149,7 @@ def time_plot(report: RunReport, path: Path) -> None:
             [value for _, value in points],
             color=colour,
             linewidth=1.6,
-            marker=_MARKERS[number // (len(_COLOURS) - 1)],
+            marker=_MARKERS[number // (len(COLOURS) - 1)],
             markersize=7,
             markevery=[len(points) - 1],
             label=f"{name}, {duration(stage.seconds)}",
@@ -168,7 +168,7 @@ def time_plot(report: RunReport, path: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(f"{report.title}: over time", loc="left", fontsize=11)
     figure.legend(loc="outside right upper", frameon=False, fontsize=9)
-    _write(figure, path)
+    write_figure(figure, path)
 
 
 def _numbered(rows: Sequence[StageRow]) -> list[str]:

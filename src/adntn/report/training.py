@@ -268,10 +268,13 @@ def _cell(key: str, value: Any) -> str:
 
 
 def _details(kind: str, rows: Sequence[Mapping[str, Any]]) -> Section:
-    first, _, number = kind.partition(" ")
-    title, says = _DETAILS.get(first, (kind, ""))
+    # A recipe may have stages of one kind more than once: "grow 2", or by their places, "4 grow".
+    known = next((word for word in kind.split() if word in _DETAILS), None)
+    title, says = _DETAILS[known] if known is not None else (kind, "")
+    number = "" if known is None else " ".join(word for word in kind.split() if word != known)
+    heading = f"{title} (stage {number})" if number else title
     table = details_table(rows)
-    return Section(f"{title} {number}".strip() if first in _DETAILS else kind, (says, table) if says else (table,))
+    return Section(heading, (says, table) if says else (table,))
 
 
 def _faithful(run: RunReport) -> tuple[str | Table, ...]:

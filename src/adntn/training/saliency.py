@@ -25,7 +25,7 @@ from adntn.errors import AdntnError, CompressionError, ConfigError, check_choice
 from adntn.fit import FitOptions
 from adntn.generator import Generator, GeneratorModule
 from adntn.growth import GrowthReport, grow_
-from adntn.topology import TREES, GeneratorConfig
+from adntn.topology import TREES, Blueprint, GeneratorConfig
 from adntn.training.seeds import derive_seed
 
 __all__ = ["CHANGES", "EXACT", "Growth", "grow_as_planned_", "rank_growths", "weight_gradients"]
@@ -118,14 +118,12 @@ def rank_growths(
             options = _options(generator.config, change)
             if options is None or not all(p.requires_grad for _, p in generator.generator_parameters()):
                 continue
-            config = generator.config.replace(**options)
-            blueprint = usable(config, generator.shape, generator.device)
-            more = 0 if blueprint is None else blueprint.num_parameters - generator.num_parameters
-            if more <= 0 or (most is not None and more > most):
-                continue
             own = derive_seed(seed, name, change)
             grown = generator.bare_copy()
             try:
+                more = _numbers_more(generator, options)
+                if more <= 0 or (most is not None and more > most):
+                    continue
                 report = _grow(grown, options, own, fit)
             except AdntnError:  # a layer of this kind cannot be grown so
                 continue
@@ -156,6 +154,15 @@ def _grow(module: GeneratorModule, options: Mapping[str, Any], seed: int, fit: F
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # the CPU's only; torch.manual_seed would reset the GPU's too
         return grow_(module, fit=fit, progress=False, **options)
+
+
+def _numbers_more(generator: GeneratorModule, options: Mapping[str, Any]) -> int:
+    """Return the numbers that a growth adds; 0 if it would make slow what is not slow yet, or larger than dense."""
+    shape, device = generator.blueprint.shape, generator.device
+    grown = Blueprint(shape, generator.config.replace(**options))
+    if usable(grown.config, shape, device) is None and usable(generator.config, shape, device) is not None:
+        return 0
+    return grown.num_parameters - generator.num_parameters
 
 
 def _options(config: GeneratorConfig, change: str) -> dict[str, Any] | None:

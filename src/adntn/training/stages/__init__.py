@@ -8,9 +8,13 @@ from types import MappingProxyType
 from adntn.training.stages.base import Event, Outcome, Stage, State
 from adntn.training.stages.finetune import FineTune
 from adntn.training.stages.finish import Finish
+from adntn.training.stages.grow import Grow
+from adntn.training.stages.quantize import Quantize
+from adntn.training.stages.select import Select
 
-__all__ = ["STAGES", "Event", "FineTune", "Finish", "Outcome", "Stage", "State"]
+__all__ = ["STAGES", "Event", "FineTune", "Finish", "Grow", "Outcome", "Quantize", "Select", "Stage", "State"]
+
+_KINDS: tuple[type[Stage], ...] = (Select, FineTune, Grow, Quantize, Finish)
 
 #: Stages by the ``kind`` that names them in a recipe.
-_KINDS: tuple[type[Stage], ...] = (FineTune, Finish)
 STAGES: Mapping[str, type[Stage]] = MappingProxyType({kind.kind: kind for kind in _KINDS})

@@ -1,0 +1,184 @@
+"""Whether the search changed anything: its best configuration against the default one of the same size, fresh seeds."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from adntn.checkpoint import writing
+from adntn.errors import AdntnError
+from adntn.experiments.search.points import Measured, Point
+from adntn.experiments.search.space import with_settings
+from adntn.experiments.search.study import Search
+from adntn.training.seeds import derive_seed
+
+__all__ = ["Comparison", "Trained", "compare", "default_for"]
+
+_MOST_GROUPS = 256
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One network of the comparison.
+
+    Attributes:
+        kind: ``"searched"`` or ``"default"``.
+        budget: parameters of the whole model at most.
+        seed: of its start and its batches.
+        recipe: that it was trained by.
+        measured: what it came to.
+    """
+
+    kind: str
+    budget: int
+    seed: int
+    recipe: dict[str, Any]
+    measured: Measured
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The best configuration of a budget, by validation accuracy, and the default one, over the same fresh seeds.
+
+    Attributes:
+        budget: parameters of the whole model at most.
+        trial: the best configuration's name; None where no trial was finished.
+        searched: test accuracy a seed.
+        default: likewise; empty where the default configuration does not fit into the budget.
+        searched_parameters: of the whole model.
+        default_parameters: likewise.
+        searched_seconds: of training, mean.
+        default_seconds: likewise.
+        same: whether both are one configuration.
+    """
+
+    budget: int
+    trial: str | None
+    searched: tuple[float, ...]
+    default: tuple[float, ...]
+    searched_parameters: int | None
+    default_parameters: int | None
+    searched_seconds: float | None
+    default_seconds: float | None
+    same: bool
+
+    @property
+    def differences(self) -> tuple[float, ...]:
+        """Searched less default, seed by seed."""
+        return tuple(a - b for a, b in zip(self.searched, self.default, strict=False))
+
+    def to_dict(self) -> dict[str, Any]:
+        both = {"difference": spread(self.differences), "differences": self.differences}
+        return asdict(self) | {"searched_mean": spread(self.searched), "default_mean": spread(self.default)} | both
+
+
+def spread(values: Sequence[float]) -> tuple[float, float | None] | None:
+    """Return mean and standard deviation (n - 1); None for what is not there."""
+    if not values:
+        return None
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def default_for(
+    recipe: Mapping[str, Any],
+    budget: int,
+    parameters: Callable[[Mapping[str, Any]], int],
+) -> dict[str, Any] | None:
+    """Return the recipe's own configuration, as large by its groups as a budget allows.
+
+    Where one group is too large already, the root is made shorter.
+
+    Args:
+        recipe: as it stands.
+        budget: parameters of the whole model at most.
+        parameters: counts them.
+
+    Returns:
+        The recipe; None where nothing of it fits.
+    """
+
+    def largest(candidates: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
+        fitting: list[tuple[int, dict[str, Any]]] = []
+        for settings in candidates:
+            try:
+                made = with_settings(recipe, settings)
+                fitting.append((parameters(made), made))
+            except AdntnError:
+                continue
+        fitting = [each for each in fitting if each[0] <= budget]
+        return max(fitting, key=lambda each: each[0])[1] if fitting else None
+
+    found = largest({"groups": count} for count in range(1, _MOST_GROUPS + 1))
+    return found or largest({"groups": 1, "latent_order": order} for order in range(1, 8))
+
+
+def compare(
+    search: Search, points: Sequence[Point], tell: Callable[[str], None] = lambda text: None
+) -> list[Comparison]:
+    """Train best and default configuration of every budget on fresh seeds; what is trained already is not again.
+
+    Args:
+        search: that is finished.
+        points: of it.
+        tell: called with each network's name before it is trained.
+    """
+    file = search.folder / "comparison.json"
+    known: list[dict[str, Any]] = json.loads(file.read_text())["networks"] if file.is_file() else []
+    rows: list[dict[str, Any]] = []
+
+    def trained(kind: str, budget: int, seed: int, recipe: dict[str, Any]) -> Trained:
+        for row in [*rows, *known]:
+            if row["seed"] == seed and row["recipe"] == recipe:  # of either kind: they may be one
+                measured = Measured.from_dict(row["measured"])
+                break
+        else:
+            tell(f"{kind}, budget {budget:,}, seed {seed}")
+            path = search.folder / "models" / f"{kind}-{budget}-seed{seed}.safetensors"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            measured = search.evaluator.evaluate(recipe, seed, path, lambda epoch, epochs, accuracy: None)
+        network = Trained(kind, budget, seed, recipe, measured)
+        rows.append(asdict(network))
+        return network
+
+    found: list[Comparison] = []
+    # Far from the seed that every trial had, and from those of a user's other runs.
+    seeds = [derive_seed(search.seed, "comparison", number) % 2**31 for number in range(search.options.seeds)]
+    for budget in search.budgets:
+        fitting = [point for point in points if point.parameters <= budget]
+        best = max(fitting, key=lambda p: (p.validation_accuracy, -p.parameters), default=None)
+        recipes = {
+            "searched": best.recipe if best else None,
+            "default": search.defaults[budget],
+        }
+        runs = {
+            kind: [trained(kind, budget, seed, recipe) for seed in seeds] if recipe else []
+            for kind, recipe in recipes.items()
+        }
+        found.append(_comparison(budget, best, runs, same=recipes["searched"] == recipes["default"]))
+        with writing(file) as temporary:
+            content = {"budgets": [each.to_dict() for each in found], "networks": rows}
+            temporary.write_text(json.dumps(content, indent=1) + "\n")
+    return found
+
+
+def _comparison(budget: int, best: Point | None, runs: Mapping[str, Sequence[Trained]], same: bool) -> Comparison:
+    def values(kind: str, name: str) -> tuple[Any, ...]:
+        return tuple(getattr(run.measured, name) for run in runs[kind])
+
+    def mean(kind: str, name: str) -> Any:
+        return statistics.mean(values(kind, name)) if runs[kind] else None
+
+    return Comparison(
+        budget=budget,
+        trial=best.name if best else None,
+        searched=values("searched", "test_accuracy"),
+        default=values("default", "test_accuracy"),
+        searched_parameters=mean("searched", "parameters"),
+        default_parameters=mean("default", "parameters"),
+        searched_seconds=mean("searched", "train_seconds"),
+        default_seconds=mean("default", "train_seconds"),
+        same=same,
+    )

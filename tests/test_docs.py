@@ -88,6 +88,19 @@ def test_the_gpu_page_shows_the_benchmarks_table() -> None:
     assert between(page, "tiles") == runpy.run_path(str(ROOT / "benchmarks" / "tiles.py"))["table"]()
 
 
+def test_the_training_page_shows_the_benchmarks_table_and_its_code_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (DOCS / "training.md").read_text()
+    assert between(page, "traffic") == runpy.run_path(str(ROOT / "benchmarks" / "traffic.py"))["table"]()
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(code.replace("epochs=20", "epochs=2"), "training.md", "exec"), names)
+    assert names["fitted"].epochs == 2
+    assert (tmp_path / "run" / "epoch.ckpt").is_file()
+
+
 def test_readme_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)

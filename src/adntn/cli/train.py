@@ -59,7 +59,7 @@ def run_train(
     if as_json:
         typer.echo(json.dumps({"folder": str(folder), **run}, indent=1))
         return
-    console.print(f"\n{escape(headline(report))}\n", highlight=False, soft_wrap=not console.is_terminal)
+    console.print(f"\n{escape(headline(report))}\n", highlight=False)
     console.print(f"Everything is in [bold]{escape(str(folder))}[/]:", highlight=False)
     for file, meaning in report.files.items():
         console.print(f"  {file:<38} {meaning}", highlight=False, soft_wrap=True)

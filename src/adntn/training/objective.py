@@ -150,8 +150,7 @@ class Objective:
     """The losses of a model and its teacher, to be called once a training step.
 
     Modules whose outputs a term compares have a hook until :meth:`close`, in model and teacher; it keeps outputs only
-    while the objective runs. Graphs that torch.compile has made know nothing of it and are forgotten when hooks come or
-    go. The teacher is run only if a term compares outputs with its own, without gradients and in
+    while the objective runs. The teacher is run only if a term compares outputs with its own, without gradients and in
     evaluation mode, in which it is left.
 
     Args:
@@ -228,7 +227,7 @@ class Objective:
             with self._theirs, torch.no_grad():
                 teachers = self._teacher(inputs)
                 theirs = self._theirs.taken()
-        chance = torch.Generator("cpu").manual_seed(derive_seed(self.seed, "objective", self.step))
+        chance = torch.Generator().manual_seed(derive_seed(self.seed, "objective", self.step))
         self.step += 1
         features = {name: _side_by_side(name, ours[name], theirs[name]) for name in ours}
         return self._sum(Step(inputs, logits, labels, teachers, features, chance))

@@ -8,15 +8,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from adntn.errors import ConfigError
-from adntn.nn import GeneratedWeight
 from adntn.options import Options, check_number
 from adntn.training.pair import Pair
 
-__all__ = ["Bound", "Step", "Term", "check_layers", "given", "mean", "on_one_device", "processes", "refuse_sharded"]
+__all__ = ["Bound", "Step", "Term", "check_layers", "given", "mean", "on_one_device"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,26 +80,6 @@ def given(tensor: Tensor | None) -> Tensor:
     """Return what the objective has made sure is there."""
     assert tensor is not None
     return tensor
-
-
-def processes() -> int:
-    """Return how many processes train together."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def refuse_sharded(layers: Iterable[GeneratedWeight], term: str) -> None:
-    """Raise if root and cores are not whole in this process now.
-
-    Raises:
-        ConfigError: they are not.
-    """
-    for layer in layers:
-        # By what only a DTensor has: to import its module takes a second.
-        if any(hasattr(parameter, "full_tensor") for _, parameter in layer.generator_parameters()):
-            raise ConfigError(
-                f"{term}: the root and cores of a layer of shape {layer.shape} are sharded outside of its forward "
-                "pass; call fully_shard on the whole model and not on this layer, of which there is little to shard."
-            )
 
 
 def mean(values: Iterable[Tensor]) -> Tensor:

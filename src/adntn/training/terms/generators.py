@@ -18,7 +18,7 @@ from adntn.losses.cores import has_cores, has_gates, has_levels
 from adntn.nn import GeneratedParameter, GeneratedWeight
 from adntn.options import check_number, check_whole
 from adntn.training.pair import Pair
-from adntn.training.terms.base import Bound, Step, Term, check_layers, mean, on_one_device, processes, refuse_sharded
+from adntn.training.terms.base import Bound, Step, Term, check_layers, mean, on_one_device
 
 __all__ = ["ActivationScale", "GateSparsity", "Hardware", "Isometry", "Quantization"]
 
@@ -40,12 +40,7 @@ class _Penalty(Term):
 
     def bind(self, pair: Pair) -> Bound:
         generators = pair.generators(self.layers, self.what, self.applies, self.wanted)
-
-        def penalties(step: Step) -> Tensor:
-            refuse_sharded(generators, self.what)
-            return self.total([self.penalty(generator) for generator in generators])
-
-        return penalties
+        return lambda s: self.total([self.penalty(generator) for generator in generators])
 
     def total(self, each: Sequence[Tensor]) -> Tensor:
         """Return the penalty of all generators."""
@@ -156,7 +151,7 @@ class Quantization(_Penalty):
 class Hardware(Term):
     """:func:`adntn.losses.predicted_time` of the generated layers together, over that of dense ones.
 
-    The numbers of positions are those of the first batch, over all processes.
+    The numbers of positions are those of the first batch.
 
     Attributes:
         layers: names of generated layers; none means all but parameters of other modules.
@@ -191,9 +186,8 @@ class Hardware(Term):
 
         def time(step: Step) -> Tensor:
             if not positions:
-                seen, many = pair.positions(step.inputs), len(step.inputs)
-                positions.update({layer: processes() * seen.get(layer, many) for layer in layers})
-            refuse_sharded(positions, self.what)
+                seen = pair.positions(step.inputs)
+                positions.update({layer: seen.get(layer, len(step.inputs)) for layer in layers})
             return losses.predicted_time(positions, mode=self.mode, width=self.width)
 
         return time

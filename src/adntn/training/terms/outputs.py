@@ -113,9 +113,6 @@ class _Watching(Term):
 class FeatureMatching(_Watching):
     """:func:`adntn.losses.feature_matching` of the outputs of modules, the mean over these.
 
-    Of a module that gives several tensors, as an attention or an LSTM, it is the first; where the next module works in
-    place, as ``ReLU(inplace=True)``, what that has made of it.
-
     Attributes:
         layers: names of modules, in model and teacher alike.
         normalize: whether to divide by the mean square of the teacher's outputs.

@@ -16,7 +16,7 @@ from adntn import losses
 from adntn.nn import GeneratedWeight
 from adntn.options import check_number, check_whole
 from adntn.training.pair import Pair, Target
-from adntn.training.terms.base import Bound, Step, Term, check_layers, mean, refuse_sharded
+from adntn.training.terms.base import Bound, Step, Term, check_layers, mean
 
 __all__ = ["L1", "Frobenius", "Huber", "SampledFrobenius"]
 
@@ -33,12 +33,7 @@ class _Reconstruction(Term):
 
     def bind(self, pair: Pair) -> Bound:
         targets = pair.targets(self.layers, self.what)
-
-        def distance(step: Step) -> Tensor:
-            refuse_sharded([layer for layer, _ in targets], self.what)
-            return mean(self.compare(layer, target, step) for layer, target in targets)
-
-        return distance
+        return lambda s: mean(self.compare(layer, target, s) for layer, target in targets)
 
     @abstractmethod
     def compare(self, layer: GeneratedWeight, target: Target, step: Step) -> Tensor:
@@ -79,7 +74,7 @@ class SampledFrobenius(_Reconstruction):
         check_whole("samples", self.samples, 1)
 
     def compare(self, layer: GeneratedWeight, target: Target, step: Step) -> Tensor:
-        columns = [torch.randint(size, (self.samples,), generator=step.chance, device="cpu") for size in layer.shape]
+        columns = [torch.randint(size, (self.samples,), generator=step.chance) for size in layer.shape]
         index = torch.stack(columns, 1).to(layer.device)
         values = target.values
         wanted = values[index.to(values.device).unbind(1)].to(layer.device)

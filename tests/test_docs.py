@@ -67,6 +67,15 @@ def test_the_quantization_page_shows_the_studys_tables() -> None:
     assert between(page, "scales") == study["scales"]()
 
 
+def test_the_warm_start_page_shows_the_studys_tables_and_its_code_runs() -> None:
+    study = runpy.run_path(str(ROOT / "benchmarks" / "warm_start.py"))
+    page = (ROOT / "docs" / "warm-start.md").read_text()
+    for name in ("errors", "bends", "after_training", "seconds"):
+        assert between(page, name) == study[name]()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(compile(code, "warm-start.md", "exec"), {})
+
+
 def test_the_adjoint_page_shows_the_benchmarks_table_and_its_code_runs() -> None:
     page = (ROOT / "docs" / "adjoint.md").read_text()
     assert between(page, "table") == runpy.run_path(str(ROOT / "benchmarks" / "adjoint.py"))["table"]()
@@ -86,6 +95,19 @@ def test_the_faithfulness_pages_code_runs() -> None:
 def test_the_gpu_page_shows_the_benchmarks_table() -> None:
     page = (ROOT / "docs" / "gpu.md").read_text()
     assert between(page, "tiles") == runpy.run_path(str(ROOT / "benchmarks" / "tiles.py"))["table"]()
+
+
+def test_the_training_page_shows_the_benchmarks_table_and_its_code_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (DOCS / "training.md").read_text()
+    assert between(page, "traffic") == runpy.run_path(str(ROOT / "benchmarks" / "traffic.py"))["table"]()
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(code.replace("epochs=20", "epochs=2"), "training.md", "exec"), names)
+    assert names["fitted"].epochs == 2
+    assert (tmp_path / "run" / "epoch.ckpt").is_file()
 
 
 def test_readme_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

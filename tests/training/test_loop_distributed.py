@@ -59,6 +59,11 @@ def test_two_processes_come_to_what_one_comes_to_with_or_without_an_interruption
     assert same(outcome(tmp_path / "stopped")[1], others)
     assert table(tmp_path / "stopped" / "run") == table(tmp_path / "two" / "run")
 
+    # The first of them can train alone while the other waits.
+    first = start(tmp_path / "first", "first", 2)
+    assert first.returncode == 0, first.stderr
+    assert same(outcome(tmp_path / "first")[1], weights)
+
 
 @pytest.mark.slow
 def test_both_processes_hear_of_a_full_disk(tmp_path: Path) -> None:
@@ -68,6 +73,17 @@ def test_both_processes_hear_of_a_full_disk(tmp_path: Path) -> None:
     assert "CheckpointError: cannot write" in said[0]
     assert "No space left" in said[0]
     assert "another process could not write" in said[1]
+
+
+@pytest.mark.slow
+def test_a_step_with_parameters_spread_by_fsdp2_is_the_same_step(tmp_path: Path) -> None:
+    for processes in (1, 2):
+        ended = start(tmp_path / str(processes), "sharded", processes)
+        assert ended.returncode == 0, ended.stderr
+    one, two = (torch.load(tmp_path / name / "final.pt", weights_only=True) for name in ("1", "2"))
+    assert one.keys() == two.keys()
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, rtol=1e-3, atol=1e-5)
 
 
 def test_with_one_process_nothing_is_exchanged() -> None:

@@ -13,6 +13,7 @@ from adntn.errors import ConfigError
 from adntn.generator import GeneratorModule
 from adntn.initialize import spread
 from adntn.options import check_number, check_whole
+from adntn.quantization import quantized_names
 
 __all__ = [
     "activation_scale",
@@ -131,8 +132,9 @@ def activation_scale(generator: GeneratorModule, *, target: float = 1.0) -> Tens
 def quantization_penalty(generator: GeneratorModule, *, bits: int = 8) -> Tensor:
     """Return how far root and cores are from what few bits can store, ``mean (x/s - round(x/s))^2`` (L_q of Eq. 35).
 
-    The paper asks for a penalty and leaves it open. Here every stored tensor, the root and each stack of cores, has a
-    symmetric grid of its own, of step ``s = max|x| / (2^(bits-1) - 1)``. The mean is over all n numbers, in units of
+    The paper asks for a penalty and leaves it open. Here it is about the grid of :func:`adntn.quantize_`: every stored
+    tensor, the root and each stack of cores, has a symmetric one in each tree, of step ``s = max|x| / (2^(bits-1) -
+    1)``. The mean is over all n numbers, in units of
     the squared step: 0 on the grid, 1/4 at most, and 1/12 for numbers anywhere. Steps and nearest points are taken as
     constants, so that the gradient, ``2 (x/s - round(x/s)) / (s n)``, draws each number to its nearest point. Gates and
     an activation's own numbers are not among them.
@@ -146,13 +148,11 @@ def quantization_penalty(generator: GeneratorModule, *, bits: int = 8) -> Tensor
     """
     check_whole("bits", bits, 2)
     total, count = _zero(generator), 0
-    gates = _gate_names(generator)
-    for name, _ in generator._paths:
-        if name in gates:
-            continue
-        numbers = generator.get_core(name).to(total.dtype)
+    for name in quantized_names(generator.blueprint):
+        numbers = generator.get_core(name).to(total.dtype).reshape(generator.config.trees, -1)
         fixed = numbers.detach()
-        step = (fixed.abs().amax() / (2 ** (bits - 1) - 1)).clamp_min(torch.finfo(total.dtype).tiny)
+        largest = fixed.abs().amax(dim=1, keepdim=True)
+        step = (largest / (2 ** (bits - 1) - 1)).clamp_min(torch.finfo(total.dtype).tiny)
         total = total + (numbers / step - (fixed / step).round()).square().sum()
         count += numbers.numel()
     return total / max(count, 1)

@@ -136,10 +136,12 @@ def test_options_that_cannot_be_are_refused_at_once(options: dict[str, object], 
         Select(**options)
 
 
-def test_names_are_checked_before_anything_runs(tmp_path: Path) -> None:
+def test_names_and_budgets_are_checked_before_anything_runs() -> None:
     with pytest.raises(CompressionError, match="no module 'fc'"):
         Select(targets=("fc",)).check(model())
     with pytest.raises(CompressionError, match="overrides"):
         Select(overrides={"fc": {}}).check(model())
     with pytest.raises(CompressionError, match="not possible"):
-        run(Select(parameters=20), tmp_path)
+        Select(parameters=20).check(model())
+    with pytest.raises(CompressionError, match="not possible"):
+        Select(parameters=20, rank_by="time", count="all").check(model())

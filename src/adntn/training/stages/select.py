@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -133,6 +133,10 @@ class Select(Stage):
         choose_places(places, self.ignore, "ignore", must_work=False)
         for name in self.overrides:
             choose_places(places, name, "overrides", must_work=True)
+        if self._budget and not (self.rank_by == "time" and type(self.count) is int):
+            # Whether the budget is possible depends neither on ranks nor, unless some are counted out, on times.
+            rank_by = "parameters" if self.rank_by == "time" else self.rank_by
+            replace(self, measure="numbers", rank_by=rank_by).plan(model)
 
     def run(self, state: State) -> Outcome:
         """Make the layers generated. Nothing is kept in the folder: it takes no longer than to begin anew."""

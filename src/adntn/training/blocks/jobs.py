@@ -46,7 +46,7 @@ __all__ = [
 OBJECTIVES = ("weight", "outputs", "task")
 
 # Adam's learning rate, L-BFGS iterations: what benchmarks/blocks.py found to give most for the time.
-_USUAL = {"weight": (FitOptions().lr, FitOptions().polish), "outputs": (3e-2, 0), "task": (1e-2, 0)}
+_USUAL = {"weight": (FitOptions().lr, FitOptions().polish), "outputs": (3e-2, 0), "task": (3e-2, 0)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class BlockFit(Options):
             teacher's inputs to what the teacher's block makes of them; ``"task"``, the teacher's loss with this one
             block in place of the teacher's.
         steps: of Adam, the learning rate falling to zero along a cosine.
-        lr: Adam's learning rate at the start; None means 0.06 for weights, 0.03 for outputs, 0.01 for the task.
+        lr: Adam's learning rate at the start; None means 0.06 for weights, else 0.03.
         polish: iterations of L-BFGS after that, on all calibration images at once; None means 100 for weights and 0
             for outputs; the task's batches have no use for it.
         batch_size: images a step, of ``"outputs"`` and ``"task"``.

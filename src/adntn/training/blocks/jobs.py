@@ -157,7 +157,8 @@ class Calls:
 
     Attributes:
         module: packed, or as it is where it stays in this process.
-        forms: for each call the structure of inputs and outputs; whole numbers in it count tensors.
+        forms: for each call the structure of arguments, named arguments and outputs, with a :class:`Number` for each
+            tensor.
         tensors: by their numbers, as safetensors.
     """
 
@@ -175,7 +176,7 @@ class Calls:
 
         def error(number: int) -> Tensor:
             """Return a call's share of the squared relative error."""
-            args, kwargs, _ = calls[number]
+            args, kwargs = copy.deepcopy(calls[number][:2])  # a module may write into what it is given
             made = _floating(module(*args, **kwargs))
             parts = [(m.to(work) - w.to(work)).square().sum() for m, w in zip(made, wanted[number], strict=True)]
             return torch.stack(parts).sum() / max(energy, torch.finfo(torch.float32).tiny)
@@ -218,9 +219,8 @@ class Task:
         block = model.get_submodule(self.name)
         tensors = {name: tensor.to(job.device) for name, tensor in _read(self.tensors).items()}
         mean, std, how = tensors["mean"], tensors["std"], job.how
-        numbers = torch.arange(
-            len(tensors["labels"])
-        )  # by which a batch finds its images, labels and the teacher's logits
+        # A batch finds its images, labels and the teacher's logits by their numbers.
+        numbers = torch.arange(len(tensors["labels"]))
         batches = Batches(Part(numbers, numbers), how.batch_size, job.seed)
 
         def loss(index: Tensor) -> Tensor:

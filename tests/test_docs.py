@@ -80,6 +80,19 @@ def test_the_warm_start_page_shows_the_studys_tables_and_its_code_runs() -> None
     exec(compile(code, "warm-start.md", "exec"), {})
 
 
+def test_the_blocks_page_shows_the_benchmarks_tables_and_its_code_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    benchmark = runpy.run_path(str(ROOT / "benchmarks" / "blocks.py"))
+    page = (DOCS / "blocks.md").read_text()
+    assert between(page, "reached") == benchmark["reached"]()
+    assert between(page, "rates") == benchmark["tried_rates"]()
+    assert between(page, "workers") == benchmark["workers"]()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(compile(code, "blocks.md", "exec"), {})
+
+
 def test_the_adjoint_page_shows_the_benchmarks_table_and_its_code_runs() -> None:
     page = (ROOT / "docs" / "adjoint.md").read_text()
     assert between(page, "table") == runpy.run_path(str(ROOT / "benchmarks" / "adjoint.py"))["table"]()

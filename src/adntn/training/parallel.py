@@ -63,7 +63,7 @@ def _ray() -> ModuleType:
 def count_workers(engine: str, workers: int | None, tasks: int, address: str | None = None) -> int:
     """Return how many workers there are: as asked for, or as there are CPUs, but none without a task."""
     if workers is None and tasks > 1:
-        if engine == "ray":
+        if engine == "ray" and (_ray().is_initialized() or address or "RAY_ADDRESS" in os.environ):
             with _cluster(None, address) as ray:
                 workers = int(ray.cluster_resources().get("CPU", 1))
         else:

@@ -177,6 +177,26 @@ def test_a_block_is_fitted_as_a_whole_in_evaluation_mode(dense: nn.Module, tmp_p
     assert torch.equal(model.first[0].weight, dense.first[0].weight)
 
 
+class Adds(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(24, 9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layer(x.add_(1.0))
+        return out
+
+
+def test_a_block_may_write_into_what_it_is_given(tmp_path: Path) -> None:
+    dense = teacher(lambda: nn.Sequential(nn.Flatten(), Adds(), nn.Linear(9, 3)))
+    stage, model = Blocks(**SHORT, layers=(), blocks=("1",)), compressed(dense, ["1.layer"])
+    row = run(stage, model, dense, tmp_path)["blocks"][0]
+    with torch.no_grad():
+        given = calibration(stage).flatten(1)
+        wanted, made = (net[1](given.clone()) for net in (dense, model))
+    assert row["after"] == pytest.approx(float((made - wanted).norm() / wanted.norm()), rel=1e-5)
+
+
 def test_dense_parts_of_a_block_are_trained_if_asked_for(dense: nn.Module, tmp_path: Path) -> None:
     model = compressed(dense, CONVOLUTIONS)
     run(Blocks(**SHORT, blocks=("first",), dense=True), model, dense, tmp_path)

@@ -46,7 +46,7 @@ __all__ = [
 OBJECTIVES = ("weight", "outputs", "task")
 
 # Adam's learning rate, L-BFGS iterations: what benchmarks/blocks.py found to give most for the time.
-_USUAL = {"weight": (FitOptions().lr, FitOptions().polish), "outputs": (3e-2, 0), "task": (1e-2, 0)}
+_USUAL = {"weight": (FitOptions().lr, FitOptions().polish), "outputs": (3e-2, 0), "task": (3e-2, 0)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class BlockFit(Options):
             teacher's inputs to what the teacher's block makes of them; ``"task"``, the teacher's loss with this one
             block in place of the teacher's.
         steps: of Adam, the learning rate falling to zero along a cosine.
-        lr: Adam's learning rate at the start; None means 0.06 for weights, 0.03 for outputs, 0.01 for the task.
+        lr: Adam's learning rate at the start; None means 0.06 for weights, else 0.03.
         polish: iterations of L-BFGS after that, on all calibration images at once; None means 100 for weights and 0
             for outputs; the task's batches have no use for it.
         batch_size: images a step, of ``"outputs"`` and ``"task"``.
@@ -157,7 +157,8 @@ class Calls:
 
     Attributes:
         module: packed, or as it is where it stays in this process.
-        forms: for each call the structure of inputs and outputs; whole numbers in it count tensors.
+        forms: for each call the structure of arguments, named arguments and outputs, with a :class:`Number` for each
+            tensor.
         tensors: by their numbers, as safetensors.
     """
 
@@ -175,7 +176,7 @@ class Calls:
 
         def error(number: int) -> Tensor:
             """Return a call's share of the squared relative error."""
-            args, kwargs, _ = calls[number]
+            args, kwargs = copy.deepcopy(calls[number][:2])  # a module may write into what it is given
             made = _floating(module(*args, **kwargs))
             parts = [(m.to(work) - w.to(work)).square().sum() for m, w in zip(made, wanted[number], strict=True)]
             return torch.stack(parts).sum() / max(energy, torch.finfo(torch.float32).tiny)
@@ -218,9 +219,8 @@ class Task:
         block = model.get_submodule(self.name)
         tensors = {name: tensor.to(job.device) for name, tensor in _read(self.tensors).items()}
         mean, std, how = tensors["mean"], tensors["std"], job.how
-        numbers = torch.arange(
-            len(tensors["labels"])
-        )  # by which a batch finds its images, labels and the teacher's logits
+        # A batch finds its images, labels and the teacher's logits by their numbers.
+        numbers = torch.arange(len(tensors["labels"]))
         batches = Batches(Part(numbers, numbers), how.batch_size, job.seed)
 
         def loss(index: Tensor) -> Tensor:

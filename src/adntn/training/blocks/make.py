@@ -62,7 +62,9 @@ class Maker:
 
     def _calibration(self) -> tuple[Tensor, ...]:
         chosen = self._drawn("calibration", self.how.calibration)
-        return chosen.chunk(-(-len(chosen) // max(2, self.how.batch_size)))
+        # No batch of one image, whose variance may be none: a norm of a single pixel.
+        batches = min(-(-len(chosen) // self.how.batch_size), len(chosen) // 2)
+        return chosen.tensor_split(max(1, batches))
 
     def _drawn(self, what: str, most: int) -> Tensor:
         random = torch.Generator().manual_seed(derive_seed(self.seed, what))

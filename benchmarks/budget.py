@@ -13,6 +13,7 @@ import argparse
 import json
 import math
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import adntn
+from adntn.candidates import QUALITIES, describe_config
 from adntn.experiments.data import ImageData, load_data
 from adntn.experiments.models import SmallCNN
 from adntn.nn import GeneratedLayer
@@ -45,6 +47,9 @@ CONFIGS: dict[str, dict[str, object]] = {
     "mera, 4 terms": {"topology": "mera", "terms": 4},
     "4 groups, 2 terms": {"groups": 4, "terms": 2},
 }
+#: Whole models of so many numbers, planned by each measure.
+PLANS = {f"{limit:,} by {measure}": (limit, measure) for limit in (3_000, 5_000) for measure in QUALITIES}
+MEASURES = ("stable_rank", "rank_bound", "numbers")
 
 
 def main() -> None:
@@ -57,11 +62,11 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print the table of what is there and stop")
     args = parser.parse_args()
     if args.table:
-        print(table(), correlations(), sep="\n\n")
+        print(table(), correlations(), plans(), sep="\n\n")
         return
     data = load_data(args.data).limit(train=args.train)
     for seed in args.seeds:
-        for name in CONFIGS:
+        for name in (*CONFIGS, *PLANS):
             key = {"config": name, "seed": seed, "epochs": args.epochs, "train": len(data.train), "lr": args.lr}
             if not any(all(row.get(k) == v for k, v in key.items()) for row in rows()):
                 row = key | {"data": data.title} | run(data, name, seed, args.epochs, args.lr)
@@ -72,7 +77,11 @@ def main() -> None:
 def run(data: ImageData, name: str, seed: int, epochs: int, lr: float) -> dict[str, object]:
     torch.manual_seed(seed)
     model = SmallCNN(data.image_shape, data.num_classes, (16, 64, 128))
-    report = adntn.compress_(model, adntn.GeneratorConfig(**CONFIGS[name]), TARGETS)
+    if name in PLANS:
+        limit, measure = PLANS[name]
+        report = adntn.fit_budget(model, parameters=limit, targets=TARGETS, measure=measure).apply_(model)
+    else:
+        report = adntn.compress_(model, adntn.GeneratorConfig(**CONFIGS[name]), TARGETS)
     layers = [m for m in model.modules() if isinstance(m, GeneratedLayer)]
     ranks = [adntn.stable_rank(layer.weight) for layer in layers]
     train(model, data, epochs, lr)
@@ -81,6 +90,7 @@ def run(data: ImageData, name: str, seed: int, epochs: int, lr: float) -> dict[s
         "stable_rank": math.exp(statistics.mean(map(math.log, ranks))),
         "rank_bound": math.exp(statistics.mean(math.log(layer.rank_bound()) for layer in layers)),
         "numbers": report.generated,
+        "configs": [describe_config(layer.config) for layer in layers],
         "torch": torch.__version__,
     }
 
@@ -123,49 +133,62 @@ def store(row: dict[str, object]) -> None:
         temporary.write_text(json.dumps(everything, indent=1) + "\n")
 
 
-def grouped() -> dict[str, list[dict[str, object]]]:
-    """Return the rows by config."""
-    found: dict[str, list[dict[str, object]]] = {}
-    for row in rows():
-        found.setdefault(str(row["config"]), []).append(row)
-    return found
+def grouped(names: Iterable[str]) -> dict[str, list[dict[str, object]]]:
+    """Return the rows of each of some configs."""
+    found = {name: [row for row in rows() if row["config"] == name] for name in names}
+    return {name: group for name, group in found.items() if group}
 
 
 def table() -> str:
-    """Return the results as a Markdown table, best first."""
+    """Return what the configs came to as a Markdown table, best first."""
     lines = [
         "| both convolutions | numbers | stable rank at the start | rank at most | accuracy, % | seeds |",
         "|---|---:|---:|---:|---:|---:|",
     ]
-    for name, group in sorted(grouped().items(), key=lambda item: -mean(item[1], "accuracy")):
-        accuracies = [float(row["accuracy"]) for row in group]
-        spread = f" ± {statistics.stdev(accuracies):.1f}" if len(accuracies) > 1 else ""
+    for name, group in sorted(grouped(CONFIGS).items(), key=lambda item: -mean(item[1], "accuracy")):
         lines.append(
             f"| {name} | {group[0]['numbers']:,} | {mean(group, 'stable_rank'):.1f} | {mean(group, 'rank_bound'):.0f} "
-            f"| {statistics.mean(accuracies):.1f}{spread} | {len(group)} |"
+            f"| {spread(group)} | {len(group)} |"
         )
     return "\n".join(lines)
 
 
 def correlations() -> str:
-    """Return how well the order of the configs by each measure is the order of their accuracies (Spearman)."""
-    groups = list(grouped().values())
-    accuracies = ranking([mean(group, "accuracy") for group in groups])
-    lines = ["| measure | rank correlation with accuracy |", "|---|---:|"]
-    for name in ("stable_rank", "numbers", "rank_bound"):
-        ranked = ranking([mean(group, name) for group in groups])
-        lines.append(f"| {name.replace('_', ' ')} | {statistics.correlation(ranked, accuracies):.2f} |")
+    """Return how well each measure's logarithm goes with accuracy over the configs, and how well at equal numbers."""
+    groups = list(grouped(CONFIGS).values())
+    accuracy = [mean(group, "accuracy") for group in groups]
+    logs = {name: [math.log(mean(group, name)) for group in groups] for name in MEASURES}
+    rest = beside(accuracy, logs["numbers"])
+    lines = ["| measure, logarithm | correlation with accuracy | at equal numbers |", "|---|---:|---:|"]
+    for name, values in logs.items():
+        equal = f"{statistics.correlation(beside(values, logs['numbers']), rest):.2f}" if name != "numbers" else "–"
+        lines.append(f"| {name.replace('_', ' ')} | {statistics.correlation(values, accuracy):.2f} | {equal} |")
     return "\n".join(lines)
+
+
+def beside(values: list[float], other: list[float]) -> list[float]:
+    """Return what a line through the other values does not say of some values."""
+    line = statistics.linear_regression(other, values)
+    return [y - line.slope * x - line.intercept for x, y in zip(other, values, strict=True)]
+
+
+def plans() -> str:
+    """Return what plans by each measure came to as a Markdown table."""
+    lines = ["| whole model, measure | of it generated | configs | accuracy, % | seeds |", "|---|---:|---|---:|---:|"]
+    for name, group in grouped(PLANS).items():
+        configs = "; ".join(f"`{config}`" for config in group[0]["configs"])
+        lines.append(f"| {name} | {group[0]['numbers']:,} | {configs} | {spread(group)} | {len(group)} |")
+    return "\n".join(lines)
+
+
+def spread(group: list[dict[str, object]]) -> str:
+    accuracies = [float(row["accuracy"]) for row in group]
+    more = f" ± {statistics.stdev(accuracies):.1f}" if len(accuracies) > 1 else ""
+    return f"{statistics.mean(accuracies):.1f}{more}"
 
 
 def mean(group: list[dict[str, object]], name: str) -> float:
     return statistics.mean(float(row[name]) for row in group)
-
-
-def ranking(values: list[float]) -> list[float]:
-    """Return the rank of each value; equal ones share theirs."""
-    ordered = sorted(values)
-    return [(ordered.index(v) + len(ordered) - 1 - ordered[::-1].index(v)) / 2 for v in values]
 
 
 if __name__ == "__main__":

@@ -67,6 +67,15 @@ def test_the_quantization_page_shows_the_studys_tables() -> None:
     assert between(page, "scales") == study["scales"]()
 
 
+def test_the_warm_start_page_shows_the_studys_tables_and_its_code_runs() -> None:
+    study = runpy.run_path(str(ROOT / "benchmarks" / "warm_start.py"))
+    page = (ROOT / "docs" / "warm-start.md").read_text()
+    for name in ("errors", "bends", "after_training", "seconds"):
+        assert between(page, name) == study[name]()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(compile(code, "warm-start.md", "exec"), {})
+
+
 def test_the_adjoint_page_shows_the_benchmarks_table_and_its_code_runs() -> None:
     page = (ROOT / "docs" / "adjoint.md").read_text()
     assert between(page, "table") == runpy.run_path(str(ROOT / "benchmarks" / "adjoint.py"))["table"]()

@@ -32,6 +32,7 @@ from adntn.growth import GrowthReport, grow_
 from adntn.health import Health, diagnose
 from adntn.initialize import stable_rank
 from adntn.plan import ExecutionPlan, plan
+from adntn.prune import PruneReport, prune_
 from adntn.quantization import Quantization
 from adntn.quantize import QuantizationReport, quantize_
 from adntn.ranks import CutRank, cut_bound, cut_ranks
@@ -54,6 +55,7 @@ __all__ = [
     "GeneratorTooLargeError",
     "GrowthReport",
     "Health",
+    "PruneReport",
     "Quantization",
     "QuantizationReport",
     "ShapeError",
@@ -77,6 +79,7 @@ __all__ = [
     "materialize",
     "nn",
     "plan",
+    "prune_",
     "quantize_",
     "register_activation",
     "save",

@@ -100,6 +100,22 @@ class Embedding:
                 self._block(patch, new)[...] = self._core(patch, old[patch.old])
         return new
 
+    def leading(self, name: str, new: Mapping[str, Tensor]) -> Tensor:
+        """Return an old parameter as it lies in the new ones: the inverse of :meth:`copy`.
+
+        Args:
+            name: of the old parameter.
+            new: the new ones by name, contiguous, on the CPU.
+        """
+        patches = [patch for patch in self.patches if patch.old == name]
+        if not patches:  # what an activation learns for all trees
+            return new[name].clone()
+        made = torch.zeros(self.old.parameter_shapes[name], dtype=new[patches[0].new].dtype)
+        for patch in patches:
+            rows, columns = _leading(*patch.rows), _leading(*patch.columns)
+            self._core(patch, made)[...] = self._whole(patch, new[patch.new])[..., rows.unsqueeze(1), columns]
+        return made
+
     def values(self, old: Mapping[str, Tensor], fresh: Mapping[str, Tensor], noise: float) -> dict[str, Tensor]:
         """Return the new parameters.
 

@@ -128,13 +128,13 @@ def grow_(
     floats = module.bare()
     floats._quantization = None  # what grows is the float numbers; on their grid they are when they are used
     embedding = embed(old, blueprint)
-    _refuse(module, users, blueprint, embedding, exact, optimizers)
+    refuse(module, users, blueprint, embedding, exact, optimizers)
     check_memory(blueprint, module.device)
     fitted, error, reason = None, float("nan"), embedding if isinstance(embedding, str) else embedding.doubt
     if module.device.type == "meta":
         new = Generator(blueprint.shape, blueprint.config, std=module.std, device="meta", dtype=module.dtype)
         new.activation_strength = module.activation_strength
-        new.requires_grad_(_trained(module))
+        new.requires_grad_(is_trained(module))
     else:
         with full_precision(module.device):
             new, weight, reason = _make(floats, blueprint, embedding, noise, exact=exact)
@@ -144,7 +144,7 @@ def grow_(
             error = relative_error(new.bare_copy().double()(), weight)
     new._quantization = module._quantization
     was = module.bare()
-    _replace_all(users, was, new)
+    replace_all(users, was, new)
     carried = carry_over(
         optimizers,
         dict(was.named_parameters()),
@@ -165,7 +165,7 @@ def grow_(
     )
 
 
-def _refuse(
+def refuse(
     module: GeneratorModule,
     users: Sequence[GeneratorModule],
     blueprint: Blueprint,
@@ -189,7 +189,7 @@ def _refuse(
         raise CompressionError(f"{why}. Give it as optimizer=, or delete it first.")
 
 
-def _replace_all(users: Sequence[GeneratorModule], was: Generator, new: Generator) -> None:
+def replace_all(users: Sequence[GeneratorModule], was: Generator, new: Generator) -> None:
     """Put the new generator into all modules, or none."""
     try:
         for user in users:
@@ -211,7 +211,7 @@ def _make(
     """Return the new generator before any fit, the weight to keep, and why it does not keep it, if so."""
     weight = module.bare_copy().double()()
     if isinstance(embedding, str):
-        return _fresh(module, blueprint, weight).requires_grad_(_trained(module)), weight, embedding
+        return drawn_anew(module, blueprint, weight).requires_grad_(is_trained(module)), weight, embedding
     new = _embedded(module, embedding, weight, noise)
     if relative_error(new.bare_copy().double()(), weight) < _EXACT or not bool(torch.isfinite(weight).all()):
         return new, weight, ""
@@ -221,7 +221,7 @@ def _make(
     return new.bare_copy(), weight, reason
 
 
-def _fresh(module: GeneratorModule, blueprint: Blueprint, weight: Tensor) -> Generator:
+def drawn_anew(module: GeneratorModule, blueprint: Blueprint, weight: Tensor) -> Generator:
     """Return a generator drawn anew, its weight of the same deviation."""
     std = float(weight.std(correction=0))
     usable = 0.0 < std < float("inf")
@@ -244,7 +244,7 @@ def _embedded(module: GeneratorModule, embedding: Embedding, weight: Tensor, noi
         made = Generator(blueprint.shape, blueprint.config, std=module.std, device="meta", dtype=module.dtype)
         made.activation = module.activation
     else:
-        made = _fresh(module, blueprint, weight)
+        made = drawn_anew(module, blueprint, weight)
         fresh = dict(made.generator_parameters())
     for name in blueprint.buffer_shapes:
         setattr(made, name, getattr(module, name))
@@ -252,7 +252,7 @@ def _embedded(module: GeneratorModule, embedding: Embedding, weight: Tensor, noi
         parameter = old.get(name)
         if parameter is None or not _equal(parameter, value):
             sources = [old[source] for source in embedding.sources(name)]
-            trained = any(p.requires_grad for p in sources) if sources else _trained(module)
+            trained = any(p.requires_grad for p in sources) if sources else is_trained(module)
             parameter = nn.Parameter(value.to(module.device, module.dtype), requires_grad=trained)
         path = name.split(".")
         setattr(made.get_submodule(".".join(path[:-1])), path[-1], parameter)
@@ -263,5 +263,5 @@ def _equal(parameter: Tensor, value: Tensor) -> bool:
     return parameter.shape == value.shape and torch.equal(parameter.to("cpu", torch.float64), value)
 
 
-def _trained(module: GeneratorModule) -> bool:
+def is_trained(module: GeneratorModule) -> bool:
     return any(parameter.requires_grad for _, parameter in module.generator_parameters())

@@ -62,4 +62,4 @@ def run_train(
     console.print(f"\n{escape(headline(report))}\n", highlight=False)
     console.print(f"Everything is in [bold]{escape(str(folder))}[/]:", highlight=False)
     for file, meaning in report.files.items():
-        console.print(f"  {file:<38} {meaning}", highlight=False)
+        console.print(f"  {file:<38} {meaning}", highlight=False, soft_wrap=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+from adntn.report.accounts import curve_of, note_of, rows_of
 from adntn.report.schema import ControlRow, RunReport, StageRow
 
 __all__ = ["report_of"]
@@ -25,7 +26,12 @@ def report_of(run: Mapping[str, Any], title: str) -> RunReport:
     """
     stages = [stage for stage in run["stages"] if stage["number"]]
     teachers = [stage for stage in run["stages"] if not stage["number"]]
-    details = {f"{stage['number']} {stage['kind']}": stage["outcome"]["rows"] for stage in stages if _rows(stage)}
+    kinds = [stage["kind"] for stage in stages]
+    details = {
+        stage["kind"] if kinds.count(stage["kind"]) == 1 else f"{stage['number']} {stage['kind']}": rows
+        for stage in stages
+        if (rows := rows_of(stage["kind"], stage["outcome"]))
+    }
     folders = {f"{s['number']:02}-{s['kind']}/": f"the model after {s['kind']}, and its checkpoints" for s in stages}
     return RunReport(
         title=title,
@@ -42,14 +48,9 @@ def report_of(run: Mapping[str, Any], title: str) -> RunReport:
     )
 
 
-def _rows(stage: Mapping[str, Any]) -> Sequence[Any]:
-    rows: Sequence[Any] = stage["outcome"].get("rows", ())
-    return rows
-
-
 def _stage(stage: Mapping[str, Any], kind: str) -> StageRow:
     measures, outcome = stage["measures"], stage["outcome"]
-    curve = outcome.get("curve", ())
+    curve = curve_of(outcome)
     # Epochs are of about one length.
     step = stage["seconds"] / max(1, len(curve))
     return StageRow(
@@ -60,7 +61,7 @@ def _stage(stage: Mapping[str, Any], kind: str) -> StageRow:
         validation=measures["validation_accuracy"],
         test=measures["test_accuracy"],
         seconds=stage["seconds"],
-        note=outcome.get("note", ""),
+        note=note_of(stage["kind"], outcome),
         curve=tuple((step * number, value) for number, value in enumerate(curve, 1)),
     )
 

@@ -43,12 +43,15 @@ def verdict(comparison: Comparison) -> str:
         return f"{within}: no trial was finished."
     if not c.default:
         return f"{within}: the default configuration does not fit, so there is nothing to compare with."
+    lost = f" ({c.failures} trainings failed and are left out)" if c.failures else ""
+    if not c.differences:
+        return f"{within}: there is nothing to compare{lost}."
     numbers = (
         f"point {c.trial} ({c.searched_parameters:,} parameters) {_percent(c.searched)}, "
         f"default ({c.default_parameters:,} parameters) {_percent(c.default)}"
     )
     if c.same:
-        return f"{within}: the search came back to the default configuration; {numbers}."
+        return f"{within}: the search came back to the default configuration; {numbers}{lost}."
     (mean, deviation) = spread(c.differences) or (0.0, None)
     if deviation is None:
         what = "one seed, which decides nothing"
@@ -56,7 +59,7 @@ def verdict(comparison: Comparison) -> str:
         what = "no more than the seeds differ among themselves"
     else:
         what = "the search gained" if mean > 0 else "the search lost"
-    return f"{within}: {numbers}; difference {_percent(c.differences, sign='+')} points: {what}."
+    return f"{within}: {numbers}; difference {_percent(c.differences, sign='+')} points: {what}{lost}."
 
 
 def search_markdown(outcome: SearchOutcome) -> str:
@@ -115,7 +118,7 @@ def _counted(budget: int, counts: Counts) -> str:
     )
 
 
-def _percent(values: Sequence[float], sign: str = "") -> str:
+def _percent(values: Sequence[float | None], sign: str = "") -> str:
     mean, deviation = spread(values) or (0.0, None)
     return (
         f"{100 * mean:{sign}.1f}" + ("" if deviation is None else f" ± {100 * deviation:.1f}") + ("" if sign else " %")

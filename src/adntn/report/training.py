@@ -20,15 +20,25 @@ __all__ = ["controls_table", "details_table", "headline", "read_report", "stages
 
 #: What the tables of single stages are called, and how they are read.
 _DETAILS: Mapping[str, tuple[str, str]] = {
-    "select": ("Layers that were chosen", ""),
+    "select": (
+        "Layers that were chosen",
+        "Numbers of each layer's weight, dense and generated, and the rank it can have.",
+    ),
     "warm-start": (
         "Warm start, layer by layer",
         "Errors are ‖W − W̃‖ / ‖W‖ of each layer's weight against the teacher's; 0 is exact, 1 is what zero has.",
     ),
     "blocks": ("Block by block", "How far each block was from the teacher's before and after it was fitted alone."),
     "grow": ("Growth", "What each step cost in numbers, and what it brought on the validation images."),
-    "prune": ("Pruning", ""),
-    "quantize": ("Quantisation", "Bytes and accuracy before and after."),
+    "prune": ("Pruning", "What was cut, and how far that changed the function."),
+    "quantize": (
+        "Quantisation",
+        "Accuracy on the validation images and bytes: before, rounded, and trained on the grid.",
+    ),
+    "finish": (
+        "Files read back",
+        "The largest difference to the model's own outputs, as a share of the largest logit.",
+    ),
 }
 _STAGES = (
     "Numbers are the parameters of the whole model, ratio is the dense network's over these, and generated are those "

@@ -152,6 +152,28 @@ def test_the_homotopy_brings_the_activation_in_step_by_step(tmp_path: Path, loop
     assert call["teacher"] is here.teacher
 
 
+def test_with_the_training_loop_itself(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    teacher = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 2))
+    part = Part(torch.rand(12, 1, 4, 4), torch.arange(12) % 2)
+    models = []
+    for run in range(2):
+        model = copy.deepcopy(teacher)
+        torch.manual_seed(1)
+        adntn.compress_(model, CONFIG, ["1"])
+        folder = tmp_path / str(run)
+        folder.mkdir()
+        own = TrainingData(part, part, part, 2, torch.zeros(1), torch.ones(1))
+        stage = WarmStart(homotopy_epochs=1, optimization=Optimization(epochs=2, batch_size=4))
+        outcome = stage.run(State(model, teacher, own, folder))
+        assert outcome["training"]["steps"] == 6
+        assert model[1].activation_strength == 1.0
+        models.append(model)
+    again = models[1].state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in models[0].state_dict().items())
+    adntn.save(models[0], tmp_path / "model.safetensors")
+
+
 def test_it_is_linear_when_the_homotopy_begins_and_exact_there(tmp_path: Path, loop: Loop) -> None:
     loop.steps = 0
     here = state(tmp_path)

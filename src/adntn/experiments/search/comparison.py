@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from adntn.checkpoint import writing
-from adntn.errors import AdntnError
+from adntn.errors import AdntnError, TrainingStopped
 from adntn.experiments.search.points import Measured, Point
 from adntn.experiments.search.space import with_settings
 from adntn.experiments.search.study import Search
@@ -29,14 +29,16 @@ class Trained:
         budget: parameters of the whole model at most.
         seed: of its start and its batches.
         recipe: that it was trained by.
-        measured: what it came to.
+        measured: what it came to; None where its training failed.
+        failed: why.
     """
 
     kind: str
     budget: int
     seed: int
     recipe: dict[str, Any]
-    measured: Measured
+    measured: Measured | None
+    failed: str = ""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Comparison:
     Attributes:
         budget: parameters of the whole model at most.
         trial: the best configuration's name; None where no trial was finished.
-        searched: test accuracy a seed.
+        searched: test accuracy a seed; None where its training failed.
         default: likewise; empty where the default configuration does not fit into the budget.
         searched_parameters: of the whole model.
         default_parameters: likewise.
@@ -57,8 +59,8 @@ class Comparison:
 
     budget: int
     trial: str | None
-    searched: tuple[float, ...]
-    default: tuple[float, ...]
+    searched: tuple[float | None, ...]
+    default: tuple[float | None, ...]
     searched_parameters: int | None
     default_parameters: int | None
     searched_seconds: float | None
@@ -68,15 +70,22 @@ class Comparison:
     @property
     def differences(self) -> tuple[float, ...]:
         """Searched less default, seed by seed."""
-        return tuple(a - b for a, b in zip(self.searched, self.default, strict=False))
+        pairs = zip(self.searched, self.default, strict=False)
+        return tuple(a - b for a, b in pairs if a is not None and b is not None)
+
+    @property
+    def failures(self) -> int:
+        """Trainings that failed."""
+        return (*self.searched, *self.default).count(None)
 
     def to_dict(self) -> dict[str, Any]:
         both = {"difference": spread(self.differences), "differences": self.differences}
         return asdict(self) | {"searched_mean": spread(self.searched), "default_mean": spread(self.default)} | both
 
 
-def spread(values: Sequence[float]) -> tuple[float, float | None] | None:
-    """Return mean and standard deviation (n - 1); None for what is not there."""
+def spread(given: Sequence[float | None]) -> tuple[float, float | None] | None:
+    """Return mean and standard deviation (n - 1) of what is there; None for what is not."""
+    values = [value for value in given if value is not None]
     if not values:
         return None
     return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None
@@ -132,14 +141,21 @@ def compare(
     def trained(kind: str, budget: int, seed: int, recipe: dict[str, Any]) -> Trained:
         for row in [*rows, *known]:
             if row["seed"] == seed and row["recipe"] == recipe:  # of either kind: they may be one
-                measured = Measured.from_dict(row["measured"])
+                measured = None if row["measured"] is None else Measured.from_dict(row["measured"])
+                failed = row["failed"]
                 break
         else:
             tell(f"{kind}, budget {budget:,}, seed {seed}")
             path = search.folder / "models" / f"{kind}-{budget}-seed{seed}.safetensors"
             path.parent.mkdir(parents=True, exist_ok=True)
-            measured = search.evaluator.evaluate(recipe, seed, path, lambda epoch, epochs, accuracy: None)
-        network = Trained(kind, budget, seed, recipe, measured)
+            measured, failed = None, ""
+            try:
+                measured = search.evaluator.evaluate(recipe, seed, path, lambda epoch, epochs, accuracy: None)
+            except TrainingStopped:
+                raise
+            except AdntnError as error:
+                failed = f"{type(error).__name__}: {error}"
+        network = Trained(kind, budget, seed, recipe, measured, failed)
         rows.append(asdict(network))
         return network
 
@@ -166,19 +182,24 @@ def compare(
 
 def _comparison(budget: int, best: Point | None, runs: Mapping[str, Sequence[Trained]], same: bool) -> Comparison:
     def values(kind: str, name: str) -> tuple[Any, ...]:
-        return tuple(getattr(run.measured, name) for run in runs[kind])
+        return tuple(None if run.measured is None else getattr(run.measured, name) for run in runs[kind])
 
     def mean(kind: str, name: str) -> Any:
-        return statistics.mean(values(kind, name)) if runs[kind] else None
+        found = spread(values(kind, name))
+        return None if found is None else found[0]
 
     return Comparison(
         budget=budget,
         trial=best.name if best else None,
         searched=values("searched", "test_accuracy"),
         default=values("default", "test_accuracy"),
-        searched_parameters=mean("searched", "parameters"),
-        default_parameters=mean("default", "parameters"),
+        searched_parameters=_parameters(runs["searched"]),
+        default_parameters=_parameters(runs["default"]),
         searched_seconds=mean("searched", "train_seconds"),
         default_seconds=mean("default", "train_seconds"),
         same=same,
     )
+
+
+def _parameters(runs: Sequence[Trained]) -> int | None:
+    return next((run.measured.parameters for run in runs if run.measured is not None), None)

@@ -164,8 +164,10 @@ class TrainingEvaluator:
         return self._sizes.count(config_of(recipe))
 
     def evaluate(self, recipe: Mapping[str, Any], seed: int, file: Path, report: Report) -> Measured:
+        teacher = self._teacher  # before the seed is set, since it is built where it is first asked for
+
         def made() -> nn.Module:
-            model = copy.deepcopy(self._teacher).to("cpu").train()
+            model = copy.deepcopy(teacher).to("cpu").train()
             compress_(model, config_of(recipe), self._targets)
             return model
 

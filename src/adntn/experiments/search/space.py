@@ -88,9 +88,8 @@ class Knob:
         if isinstance(given, (list, tuple)) and given and not (plain in _RANGES and len(given) == 2):
             knob = cls(plain, choices=tuple(given))
         else:
-            ends = (
-                given if isinstance(given, Mapping) else dict(zip(("low", "high"), given, strict=True)) if given else {}
-            )
+            pair = dict(zip(("low", "high"), given, strict=True)) if isinstance(given, (list, tuple)) and given else {}
+            ends = given if isinstance(given, Mapping) else pair
             knob = cls(plain, **cls._range(plain, ends, given))
         for value in knob.choices or (knob.low, knob.high):
             _check(plain, value)
@@ -224,6 +223,7 @@ def with_settings(recipe: Mapping[str, Any], settings: Settings) -> dict[str, An
     kept = {name: value for name, value in config.to_dict().items() if value is not None and name != "version"}
     stage(made, "select")["config"] = {n: list(v) if isinstance(v, tuple) else v for n, v in kept.items()}
     rates = {name: value for name, value in settings.items() if name in _OPTIMIZATION}
-    stage(made, "fine-tune").setdefault("optimization", {}).update(rates)
-    optimization_of(made)
+    if rates:
+        stage(made, "fine-tune").setdefault("optimization", {}).update(rates)
+        optimization_of(made)
     return made

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from adntn.errors import AdntnError, ConfigError, TrainingStopped
 from adntn.experiments.search.options import SearchOptions
 from adntn.experiments.search.points import Measured, Point
-from adntn.experiments.search.space import Space, with_settings
+from adntn.experiments.search.space import Space, optimization_of, with_settings
 from adntn.experiments.search.storage import Presence, locked, open_storage
 from adntn.training.seeds import derive_seed
 
@@ -33,7 +33,7 @@ __all__ = ["Evaluator", "OutOfTime", "Report", "Search", "Trials", "model_file",
 Report = Callable[[int, int, float], None]
 
 # So many in a row that are impossible, too large or known already mean that there is nothing left to try.
-_SKIPS = 300
+_SKIPS = 100
 
 
 class OutOfTime(Exception):
@@ -178,7 +178,9 @@ class Trials:
     def _pruner(self) -> Any:
         pruners = self._optuna.pruners
         if self.search.options.pruner == "median":
-            return pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1)
+            # While the rate rises, which it does in a fifth of the epochs, accuracies are those of chance.
+            patience = max(1, optimization_of(self.search.recipe).epochs // 3)
+            return pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=patience)
         return pruners.HyperbandPruner() if self.search.options.pruner == "hyperband" else pruners.NopPruner()
 
     def all(self) -> list[tuple[int, FrozenTrial]]:

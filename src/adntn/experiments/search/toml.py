@@ -35,7 +35,7 @@ def to_toml(values: Mapping[str, Any], *, path: Sequence[str] = ()) -> str:
 
 
 def _key(names: Sequence[str]) -> str:
-    return ".".join(name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name) for name in names)
+    return ".".join(name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _text(name) for name in names)
 
 
 def _value(value: Any) -> str:
@@ -44,9 +44,14 @@ def _value(value: Any) -> str:
     if isinstance(value, (int, float)):
         return repr(value)
     if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+        return _text(value)
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(_value, value))}]"
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{_key([name])} = {_value(item)}" for name, item in value.items()) + "}"
     raise ConfigError(f"{value!r} cannot stand in a TOML file: it is a {type(value).__name__}.")
+
+
+def _text(text: str) -> str:
+    # JSON's strings are TOML's, but for this one character, and for escapes beyond the basic plane.
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -49,6 +49,7 @@ class Fake:
         kill: how many times the process that trains four groups is killed.
         diverge: number of groups whose training is not finite.
         seconds: that an epoch takes.
+        lucky: number of groups that does well with the search's own seed, and with no other.
     """
 
     folder: Path
@@ -56,6 +57,7 @@ class Fake:
     kill: int = 0
     diverge: int | None = None
     seconds: float = 0.0
+    lucky: int | None = None
 
     def prepare(self) -> Measured:
         return self.measured(10_000, 0.99)
@@ -74,7 +76,7 @@ class Fake:
             os.kill(os.getpid(), signal.SIGKILL)
         if groups == self.diverge:
             raise NonFiniteError("conv2 is NaN")
-        accuracy = accuracy_of(recipe, seed)
+        accuracy = accuracy_of(recipe, seed) + (0.4 if groups == self.lucky and seed == RECIPE["seed"] else 0.0)
         for epoch in range(1, EPOCHS + 1):
             time.sleep(self.seconds)
             if count == self.stop and epoch == 2:

@@ -46,8 +46,9 @@ def verdict(comparison: Comparison) -> str:
     lost = f" ({c.failures} trainings failed and are left out)" if c.failures else ""
     if not c.differences:
         return f"{within}: there is nothing to compare{lost}."
+    name = c.trial if c.trial == "default" else f"point {c.trial}"
     numbers = (
-        f"point {c.trial} ({c.searched_parameters:,} parameters) {_percent(c.searched)}, "
+        f"{name} ({c.searched_parameters:,} parameters) {_percent(c.searched)}, "
         f"default ({c.default_parameters:,} parameters) {_percent(c.default)}"
     )
     if c.same:
@@ -65,7 +66,10 @@ def verdict(comparison: Comparison) -> str:
 def search_markdown(outcome: SearchOutcome) -> str:
     """Return the summary of a search in Markdown."""
     dense, points = outcome.dense, outcome.front
-    seeds = outcome.options.seeds
+    seeds, finalists = outcome.options.seeds, outcome.options.finalists
+    how = " by validation accuracy"
+    if finalists > 1:
+        how += f" (of the best {finalists} and the default, over other seeds)"
     lines = [
         "# A search for sizes",
         "",
@@ -88,9 +92,9 @@ def search_markdown(outcome: SearchOutcome) -> str:
     if outcome.comparisons:
         lines += [
             (
-                "The best configuration of each budget by validation accuracy, and the recipe's own made as large by "
-                f"its groups as the budget allows, trained anew with {seeds} fresh seed{'s' if seeds > 1 else ''}, for "
-                "as many epochs; test accuracy, mean ± standard deviation."
+                f"The best configuration of each budget{how}, and the recipe's own made as large by its groups as the "
+                f"budget allows, trained anew with {seeds} fresh seed{'s' if seeds > 1 else ''}, for as many epochs; "
+                "test accuracy, mean ± standard deviation."
             ),
             "",
             *(f"- {verdict(each)}" for each in outcome.comparisons),

@@ -74,6 +74,16 @@ def test_what_is_impossible_is_known_before_training(tmp_path: Path, settings: d
         evaluator(tmp_path).parameters(with_settings(RECIPE, settings))
 
 
+@pytest.mark.parametrize(
+    "stage, words",
+    [({"kind": "quantize", "bits": 4}, "bits of kind 'quantize'"), ({"kind": "fine-tune", "losses": {}}, "losses of")],
+    ids=str,
+)
+def test_what_would_be_passed_over_is_refused(tmp_path: Path, stage: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        TrainingEvaluator(RECIPE | {"stage": [*RECIPE["stage"], stage]}, tmp_path, energy=False, threads=None)
+
+
 def test_a_configuration_is_trained_saved_and_measured_the_same_each_time(tmp_path: Path) -> None:
     mine = evaluator(tmp_path)
     dense = mine.prepare()

@@ -32,7 +32,7 @@ def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def options(**given: Any) -> SearchOptions:
-    return SearchOptions(**{"trials": 16, "budget": BUDGETS, "space": SPACE, "pruner": "none"} | given)
+    return SearchOptions(**{"trials": 16, "budget": BUDGETS, "space": SPACE, "pruner": "none", "finalists": 1} | given)
 
 
 def searched(folder: Path, how: SearchOptions | None = None, **fake: Any) -> SearchOutcome:
@@ -86,7 +86,7 @@ def test_every_file_is_written_and_a_points_recipe_says_what_was_trained(tmp_pat
     outcome = searched(out)
     content = json.loads((out / "points.json").read_text())
     assert [row["name"] for row in content["points"]] == [point.name for point in outcome.points]
-    assert {row["name"] for row in json.loads((out / "pareto.json").read_text())} == set(content["front"])
+    assert [row["name"] for row in json.loads((out / "pareto.json").read_text())] == content["front"]
     with (out / "points.csv").open() as file:
         table = list(csv.DictReader(file))
     assert [float(row["lr"]) for row in table] == [point.settings["lr"] for point in outcome.points]
@@ -122,6 +122,25 @@ def test_a_training_that_fails_counts_and_the_rest_goes_on(tmp_path: Path) -> No
     assert "3 trainings failed" in verdict(compared)
     assert outcome.counts[700].done + outcome.counts[700].failed == 8
     assert all(point.settings["groups"] != 6 for point in outcome.points)
+
+
+@pytest.mark.parametrize("finalists, expected", [(1, 1), (4, 6)])
+def test_a_lucky_trial_does_not_stand_the_finals(tmp_path: Path, finalists: int, expected: int) -> None:
+    how = options(budget=700, trials=12, space={"groups": [1, 2, 4, 6]}, finalists=finalists)
+    outcome = searched(tmp_path / "out", how, lucky=1)
+    (compared,) = outcome.comparisons
+    groups = {point.name: point.settings["groups"] for point in outcome.points}
+    assert compared.trial is not None
+    assert groups[compared.trial] == expected
+
+
+def test_the_default_may_win_the_finals(tmp_path: Path) -> None:
+    # Not in the space, so no trial had it.
+    how = options(budget=700, trials=12, space={"lr": [0.3, 1.0]}, finalists=2)
+    outcome = searched(tmp_path / "out", how)
+    (compared,) = outcome.comparisons
+    assert (compared.trial, compared.same) == ("default", True)
+    assert "came back to the default" in verdict(compared)
 
 
 # --- broken off, and gone on with ------------------------------------------------------------------------------------

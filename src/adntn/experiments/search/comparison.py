@@ -25,7 +25,7 @@ class Trained:
     """One network of the comparison.
 
     Attributes:
-        kind: ``"searched"`` or ``"default"``.
+        kind: ``"searched"``, ``"default"`` or ``"finalist"``.
         budget: parameters of the whole model at most.
         seed: of its start and its batches.
         recipe: that it was trained by.
@@ -43,11 +43,11 @@ class Trained:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The best configuration of a budget, by validation accuracy, and the default one, over the same fresh seeds.
+    """The best configuration of a budget and the default one, over the same fresh seeds.
 
     Attributes:
         budget: parameters of the whole model at most.
-        trial: the best configuration's name; None where no trial was finished.
+        trial: the best configuration's name, which may be ``"default"``; None where no trial was finished.
         searched: test accuracy a seed; None where its training failed.
         default: likewise; empty where the default configuration does not fit into the budget.
         searched_parameters: of the whole model.
@@ -129,58 +129,88 @@ def compare(
 ) -> list[Comparison]:
     """Train best and default configuration of every budget on fresh seeds; what is trained already is not again.
 
+    Which one is best is decided among the finalists, by their mean validation accuracy over other seeds: the highest of
+    many trials owes a part of its rank to luck.
+
     Args:
         search: that is finished.
         points: of it.
         tell: called with each network's name before it is trained.
     """
-    file = search.folder / "comparison.json"
-    known: list[dict[str, Any]] = json.loads(file.read_text())["networks"] if file.is_file() else []
-    rows: list[dict[str, Any]] = []
-
-    def trained(kind: str, budget: int, seed: int, recipe: dict[str, Any]) -> Trained:
-        for row in [*rows, *known]:
-            if row["seed"] == seed and row["recipe"] == recipe:  # of either kind: they may be one
-                measured = None if row["measured"] is None else Measured.from_dict(row["measured"])
-                failed = row["failed"]
-                break
-        else:
-            tell(f"{kind}, budget {budget:,}, seed {seed}")
-            path = search.folder / "models" / f"{kind}-{budget}-seed{seed}.safetensors"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            measured, failed = None, ""
-            try:
-                measured = search.evaluator.evaluate(recipe, seed, path, lambda epoch, epochs, accuracy: None)
-            except TrainingStopped:
-                raise
-            except AdntnError as error:
-                failed = f"{type(error).__name__}: {error}"
-        network = Trained(kind, budget, seed, recipe, measured, failed)
-        rows.append(asdict(network))
-        return network
-
+    networks = _Networks(search, tell)
     found: list[Comparison] = []
-    # Far from the seed that every trial had, and from those of a user's other runs.
-    seeds = [derive_seed(search.seed, "comparison", number) % 2**31 for number in range(search.options.seeds)]
     for budget in search.budgets:
-        fitting = [point for point in points if point.parameters <= budget]
-        best = max(fitting, key=lambda p: (p.validation_accuracy, -p.parameters), default=None)
-        recipes = {
-            "searched": best.recipe if best else None,
-            "default": search.defaults[budget],
-        }
+        name, recipe = _best(search, budget, points, networks)
+        default = search.defaults[budget]
         runs = {
-            kind: [trained(kind, budget, seed, recipe) for seed in seeds] if recipe else []
-            for kind, recipe in recipes.items()
+            "searched": networks.over("comparison", "searched", budget, recipe),
+            "default": networks.over("comparison", "default", budget, default),
         }
-        found.append(_comparison(budget, best, runs, same=recipes["searched"] == recipes["default"]))
-        with writing(file) as temporary:
-            content = {"budgets": [each.to_dict() for each in found], "networks": rows}
-            temporary.write_text(json.dumps(content, indent=1) + "\n")
+        found.append(_comparison(budget, name, runs, same=recipe == default))
     return found
 
 
-def _comparison(budget: int, best: Point | None, runs: Mapping[str, Sequence[Trained]], same: bool) -> Comparison:
+def _best(
+    search: Search, budget: int, points: Sequence[Point], networks: _Networks
+) -> tuple[str | None, dict[str, Any] | None]:
+    """Return name and recipe of the best configuration of a budget; the default's may be it."""
+    fitting = [point for point in points if point.parameters <= budget]
+    fitting.sort(key=lambda point: (-point.validation_accuracy, point.parameters))
+    finalists = {point.name: point.recipe for point in fitting[: search.options.finalists]}
+    if not finalists:
+        return None, None
+    default = search.defaults[budget]
+    if len(finalists) > 1 and default is not None and default not in finalists.values():
+        finalists["default"] = default
+    if len(finalists) == 1:
+        return next(iter(finalists.items()))
+
+    def score(name: str) -> float:
+        runs = networks.over("finalists", "finalist", budget, finalists[name])
+        return statistics.mean(0.0 if run.measured is None else run.measured.validation_accuracy for run in runs)
+
+    best = max(finalists, key=score)
+    return best, finalists[best]
+
+
+class _Networks:
+    """The networks that are trained after a search, each kept as soon as it is trained."""
+
+    def __init__(self, search: Search, tell: Callable[[str], None]) -> None:
+        self.search, self.tell = search, tell
+        self._file = search.folder / "comparison.json"
+        self._rows: list[dict[str, Any]] = json.loads(self._file.read_text()) if self._file.is_file() else []
+
+    def over(self, purpose: str, kind: str, budget: int, recipe: dict[str, Any] | None) -> list[Trained]:
+        """Train a recipe once with each of a purpose's seeds."""
+        # Far from the seed that every trial had, and from those of a user's other runs.
+        search = self.search
+        seeds = [derive_seed(search.seed, purpose, number) % 2**31 for number in range(search.options.seeds)]
+        return [] if recipe is None else [self._trained(kind, budget, seed, recipe) for seed in seeds]
+
+    def _trained(self, kind: str, budget: int, seed: int, recipe: dict[str, Any]) -> Trained:
+        for row in self._rows:
+            if row["seed"] == seed and row["recipe"] == recipe:  # of either kind: they may be one
+                measured = None if row["measured"] is None else Measured.from_dict(row["measured"])
+                return Trained(kind, budget, seed, recipe, measured, row["failed"])
+        self.tell(f"{kind}, budget {budget:,}, seed {seed}")
+        path = self.search.folder / "models" / f"{kind}-{budget}-seed{seed}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        measured, failed = None, ""
+        try:
+            measured = self.search.evaluator.evaluate(recipe, seed, path, lambda epoch, epochs, accuracy: None)
+        except TrainingStopped:
+            raise
+        except AdntnError as error:
+            failed = f"{type(error).__name__}: {error}"
+        trained = Trained(kind, budget, seed, recipe, measured, failed)
+        self._rows.append(asdict(trained))
+        with writing(self._file) as temporary:
+            temporary.write_text(json.dumps(self._rows, indent=1) + "\n")
+        return trained
+
+
+def _comparison(budget: int, name: str | None, runs: Mapping[str, Sequence[Trained]], same: bool) -> Comparison:
     def values(kind: str, name: str) -> tuple[Any, ...]:
         return tuple(None if run.measured is None else getattr(run.measured, name) for run in runs[kind])
 
@@ -190,7 +220,7 @@ def _comparison(budget: int, best: Point | None, runs: Mapping[str, Sequence[Tra
 
     return Comparison(
         budget=budget,
-        trial=best.name if best else None,
+        trial=name,
         searched=values("searched", "test_accuracy"),
         default=values("default", "test_accuracy"),
         searched_parameters=_parameters(runs["searched"]),

@@ -37,6 +37,9 @@ from adntn.training.seeds import derive_seed
 
 __all__ = ["TrainingEvaluator"]
 
+_STAGES = {"select": {"kind", "targets", "config"}, "fine-tune": {"kind", "optimization"}}
+_RUN = "; ".join(f"{kind} with {', '.join(sorted(known - {'kind'}))}" for kind, known in _STAGES.items())
+
 
 @dataclass(frozen=True)
 class _Sizes:
@@ -84,12 +87,22 @@ class TrainingEvaluator:
         energy: whether to measure it.
         threads: of torch; None means the recipe's, or torch's own choice.
         download: whether the data may be fetched over the network.
+
+    Raises:
+        ConfigError: the recipe has a stage, or an option of one, that is not run here.
     """
 
     def __init__(
         self, recipe: Mapping[str, Any], folder: Path, *, energy: bool, threads: int | None, download: bool = False
     ) -> None:
         self.recipe, self.folder, self.energy, self.download = dict(recipe), folder, energy, download
+        for each in recipe.get("stage", ()):
+            foreign = set(each) - _STAGES.get(each.get("kind"), set())
+            if foreign:
+                raise ConfigError(
+                    f"a search does not run {', '.join(sorted(foreign - {'kind'})) or 'stages'} of kind "
+                    f"{each.get('kind')!r}; it runs {_RUN}."
+                )
         self.threads = recipe.get("threads", threads)
         self.device = recipe.get("device", "cpu")
 

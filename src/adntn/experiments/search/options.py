@@ -34,6 +34,8 @@ class SearchOptions(Options):
         storage: file that the processes share; None means ``study.journal`` in the search folder.
         seeds: fresh ones, with which the best configuration and the default one of the same budget are trained in the
             end; 0 leaves the comparison out.
+        finalists: the best trials of a budget that, with the default, are trained with as many other seeds, by which
+            one of them is chosen; 1 takes the best trial at its word.
         front: the measures that decide which points are on the front.
         energy: whether to measure it, where codecarbon is installed.
 
@@ -49,6 +51,7 @@ class SearchOptions(Options):
     pruner: str = "median"
     storage: str | None = None
     seeds: int = 3
+    finalists: int = 3
     front: tuple[str, ...] = ("parameters", "validation_accuracy")
     energy: bool = True
 
@@ -58,6 +61,7 @@ class SearchOptions(Options):
         check_whole("trials", self.trials, 1)
         check_whole("processes", self.processes, 1)
         check_whole("seeds", self.seeds, 0)
+        check_whole("finalists", self.finalists, 1)
         if self.minutes is not None:
             check_number("minutes", self.minutes, above=0)
         check_choice("pruner", self.pruner, PRUNERS)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from adntn.checkpoint import writing
-from adntn.errors import AdntnError
+from adntn.errors import AdntnError, TrainingStopped
 from adntn.experiments.runs import RunFolderError
 from adntn.experiments.search.comparison import Comparison, compare, default_for
 from adntn.experiments.search.options import SearchOptions
@@ -147,7 +147,7 @@ def run_search(
         else:
             _in_processes(search, trials, watch)
         points = _timed(search, trials.points(), tell)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, TrainingStopped):
         _write(folder, _outcome(search, trials, dense, trials.points(), []))
         raise
     comparisons = compare(search, points, tell) if options.seeds else []
@@ -300,8 +300,9 @@ def _write(folder: Path, outcome: SearchOutcome) -> None:
     """Write ``points.json``, ``points.csv``, ``pareto.json`` and ``recipes/point-….toml``."""
     content = outcome.to_dict()
     _write_json(folder / "points.json", content)
-    on_front = {point.name for point in outcome.front}
-    _write_json(folder / "pareto.json", [row for row in content["points"] if row["name"] in on_front])
+    on_front = [point.name for point in outcome.front]
+    rows = {row["name"]: row for row in content["points"]}
+    _write_json(folder / "pareto.json", [rows[name] for name in on_front])
     knobs = list(dict.fromkeys(knob for point in outcome.points for knob in point.settings))
     measures = [f.name for f in fields(Point) if f.name not in ("settings", "recipe", "curve")]
     with writing(folder / "points.csv") as temporary, temporary.open("w", newline="") as file:

@@ -15,6 +15,8 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 RUN_STAMP := $(VENV)/.installed-run
 BENCH_STAMP := $(VENV)/.installed-bench
 DEV_STAMP := $(VENV)/.installed-dev
+# Ray is as large as all of them, so that it comes in only for its own tests.
+RAY_STAMP := $(VENV)/.installed-ray
 
 # Triton alone is larger than all the rest, so that its tests have an environment of their own.
 TRITON_VENV := .venv-triton
@@ -24,7 +26,7 @@ TRITON_INSTALL := $(TRITON_VENV)/bin/pip install --quiet --quiet --disable-pip-v
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo bench test test-slow test-triton lint docs format clean
+.PHONY: help demo bench test test-slow test-triton test-ray lint docs format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +47,9 @@ test-slow: $(DEV_STAMP) ## Run the slow tests; ARGS='...' go to pytest
 test-triton: $(TRITON_STAMP) ## Run the tests of the Triton kernels, under Triton's interpreter; no GPU is needed
 	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 ADNTN_REQUIRE_TRITON=1 $(TRITON_VENV)/bin/python -m pytest -v \
 		tests/execution/test_kernels_triton.py $(ARGS)
+
+test-ray: $(RAY_STAMP) ## Run the tests of block-wise fits on a Ray cluster of two workers on this machine
+	OMP_NUM_THREADS=1 ADNTN_REQUIRE_RAY=1 $(BIN)/python -m pytest -v tests/training/stages/test_blocks_ray.py $(ARGS)
 
 lint: $(DEV_STAMP) ## Check style, format and types
 	$(BIN)/ruff check .
@@ -79,6 +84,11 @@ $(DEV_STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP_INSTALL) -e '.[dev]'
 	@touch $@ $(RUN_STAMP) $(BENCH_STAMP)
+
+$(RAY_STAMP): $(DEV_STAMP) constraints-ray.txt
+	@echo "Installing adntn[ray] into $(VENV)"
+	@$(PIP_INSTALL) -c constraints-ray.txt -e '.[ray]'
+	@touch $@
 
 # A CUDA build of torch brings a Triton of its own, which then is the one to test.
 $(TRITON_STAMP): pyproject.toml constraints.txt constraints-triton.txt

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -95,11 +94,11 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(recipe: Path) -> Iterator[Path]:
+def undisturbed(recipe: Path) -> Path:
     folder = recipe.parent / "undisturbed"
     out = run(str(recipe), "--out", str(folder), "--json")
     assert json.loads(out)["folder"] == str(folder)
-    yield folder
+    return folder
 
 
 def last_model(folder: Path) -> dict[str, torch.Tensor]:
@@ -139,7 +138,7 @@ def test_ten_kills_lose_nothing(recipe: Path, undisturbed: Path, tmp_path: Path)
 def test_two_processes_come_to_what_one_comes_to(recipe: Path, undisturbed: Path, tmp_path: Path) -> None:
     folder = tmp_path / "two"
     run(str(recipe), "--out", str(folder), launcher=("torch.distributed.run", "--nproc-per-node", "2", "--standalone"))
-    one, two = (json.loads((path / "report.json").read_text())["stages"] for path in (undisturbed, folder))
+    one, two = (json.loads((path / "run.json").read_text())["stages"] for path in (undisturbed, folder))
     assert [stage["kind"] for stage in one] == [stage["kind"] for stage in two]
     for before, after in zip(one, two, strict=True):
         assert before["measures"]["numbers"] == after["measures"]["numbers"]

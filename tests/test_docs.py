@@ -8,6 +8,7 @@ import json
 import pkgutil
 import re
 import runpy
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ import pytest
 import adntn
 from adntn.experiments.runs import Row, Timing
 from adntn.report.summary import markdown, summarize
+from adntn.training.stages.grow import Grow
+from adntn.training.stages.select import Select
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -23,6 +26,7 @@ DEMO = DOCS / "results" / "demo"
 SCRIPTS: dict[str, dict[str, Any]] = {
     name: runpy.run_path(str(DOCS / "scripts" / f"{name}.py")) for name in ("tables", "pages", "pictures", "hooks")
 }
+STAGES = {stage.kind: stage for stage in (Select, Grow)}
 TABLES, PAGES = SCRIPTS["tables"]["TABLES"], SCRIPTS["pages"]["PAGES"]
 
 
@@ -67,6 +71,28 @@ def test_the_quantization_page_shows_the_studys_tables() -> None:
     assert between(page, "scales") == study["scales"]()
 
 
+def test_the_warm_start_page_shows_the_studys_tables_and_its_code_runs() -> None:
+    study = runpy.run_path(str(ROOT / "benchmarks" / "warm_start.py"))
+    page = (ROOT / "docs" / "warm-start.md").read_text()
+    for name in ("errors", "bends", "after_training", "seconds"):
+        assert between(page, name) == study[name]()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(compile(code, "warm-start.md", "exec"), {})
+
+
+def test_the_blocks_page_shows_the_benchmarks_tables_and_its_code_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    benchmark = runpy.run_path(str(ROOT / "benchmarks" / "blocks.py"))
+    page = (DOCS / "blocks.md").read_text()
+    assert between(page, "reached") == benchmark["reached"]()
+    assert between(page, "rates") == benchmark["tried_rates"]()
+    assert between(page, "workers") == benchmark["workers"]()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(compile(code, "blocks.md", "exec"), {})
+
+
 def test_the_adjoint_page_shows_the_benchmarks_table_and_its_code_runs() -> None:
     page = (ROOT / "docs" / "adjoint.md").read_text()
     assert between(page, "table") == runpy.run_path(str(ROOT / "benchmarks" / "adjoint.py"))["table"]()
@@ -74,9 +100,51 @@ def test_the_adjoint_page_shows_the_benchmarks_table_and_its_code_runs() -> None
     exec(compile(code, "adjoint.md", "exec"), {})
 
 
+@pytest.mark.slow
+def test_the_faithfulness_pages_code_runs() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "faithfulness.md").read_text(), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(code, "faithfulness.md", "exec"), names)
+    assert names["found"].teacher.accuracy > 0.8
+    assert list(names["found"].similarity) == ["conv1", "conv2", "conv3", "head"]
+
+
 def test_the_gpu_page_shows_the_benchmarks_table() -> None:
     page = (ROOT / "docs" / "gpu.md").read_text()
     assert between(page, "tiles") == runpy.run_path(str(ROOT / "benchmarks" / "tiles.py"))["table"]()
+
+
+def test_the_training_page_shows_the_benchmarks_table_and_its_code_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (DOCS / "training.md").read_text()
+    assert between(page, "traffic") == runpy.run_path(str(ROOT / "benchmarks" / "traffic.py"))["table"]()
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(code.replace("epochs=20", "epochs=2"), "training.md", "exec"), names)
+    assert names["fitted"].epochs == 2
+    assert (tmp_path / "run" / "epoch.ckpt").is_file()
+
+
+def test_the_budget_page_shows_the_studys_tables_and_the_plan_that_is_kept_and_a_possible_recipe() -> None:
+    study = runpy.run_path(str(ROOT / "benchmarks" / "budget.py"))
+    page = (ROOT / "docs" / "budget.md").read_text()
+    assert between(page, "study") == study["table"]()
+    assert between(page, "correlations") == study["correlations"]()
+    assert between(page, "vgg16") == f"```text\n{study['vgg16_table']()}\n```"
+    for stage in tomllib.loads(re.findall(r"```toml\n(.*?)```", page, re.DOTALL)[0])["stage"]:
+        STAGES[stage.pop("kind")].from_dict(stage)
+
+
+@pytest.mark.slow
+def test_the_plan_on_the_budget_page_is_the_librarys_and_its_code_runs() -> None:
+    study = runpy.run_path(str(ROOT / "benchmarks" / "budget.py"))
+    kept, plan = json.loads(study["VGG16"].read_text()), study["plan_vgg16"]()
+    assert [layer["name"] for layer in kept["layers"]] == [layer.name for layer in plan.layers]
+    assert plan.after == pytest.approx(kept["after"], rel=0.02)  # ranks differ a little between machines
+    page = (ROOT / "docs" / "budget.md").read_text()
+    exec(compile(re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0], "budget.md", "exec"), {"print": str})
 
 
 def test_readme_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,10 @@ from __future__ import annotations
 from adntn import adjoint, losses, nn
 from adntn._version import __version__
 from adntn.activations import register_activation
+from adntn.budget import BudgetPlan, fit_budget
 from adntn.checkpoint import execution_state, load, load_execution_state, save
 from adntn.compress import cached, compress_, materialize
+from adntn.decompose import WarmStartReport, warm_start_
 from adntn.describe import CompressionReport, describe
 from adntn.errors import (
     AdntnError,
@@ -38,6 +40,7 @@ from adntn.topology import GeneratorConfig
 
 __all__ = [
     "AdntnError",
+    "BudgetPlan",
     "CheckpointError",
     "CompressionError",
     "CompressionReport",
@@ -56,6 +59,7 @@ __all__ = [
     "Quantization",
     "QuantizationReport",
     "ShapeError",
+    "WarmStartReport",
     "__version__",
     "adjoint",
     "cached",
@@ -67,6 +71,7 @@ __all__ = [
     "diagnose",
     "execution_state",
     "fit_",
+    "fit_budget",
     "grow_",
     "load",
     "load_execution_state",
@@ -79,4 +84,5 @@ __all__ = [
     "register_activation",
     "save",
     "stable_rank",
+    "warm_start_",
 ]

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from adntn.cores import CoreModule
 from adntn.describe import generated_weights, plain_name
 from adntn.errors import CheckpointError, CompressionError, ConfigError, ShapeError
 from adntn.exchange import Replacement, Wanted, build, put_in_place
@@ -44,13 +45,14 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
         The path.
 
     Raises:
-        CheckpointError: a parameter has NaN or infinite entries, a tensor is on the meta device, or the file cannot
-            be written.
+        CheckpointError: a parameter has NaN or infinite entries, a tensor is on the meta device, a generator's
+            ``activation_strength`` is below 1, or the file cannot be written.
 
     Example:
         >>> adntn.save(model, "model.safetensors")
     """
     path = Path(path)
+    _refuse_weakened(model)
     tensors, aliases = _tensors(model)
     generated = generated_weights(model)
     first: dict[int, str] = {}
@@ -76,6 +78,16 @@ def _packed(
         if weight.quantization is not None and own and {*own} <= tensors.keys() and start + PACKED not in tensors:
             packed[start] = name
     return packed
+
+
+def _refuse_weakened(model: nn.Module) -> None:
+    """Refuse generators whose activation does not act in full: the file would not say so."""
+    for name, module in model.named_modules():
+        if isinstance(module, CoreModule) and len(module.activation) and module.activation_strength < 1.0:
+            raise CheckpointError(
+                f"{plain_name(name) or 'the model'!r} has activation_strength={module.activation_strength:g}, which a "
+                "file cannot hold: set it to 1 and train on, or save what adntn.materialize(model) returns."
+            )
 
 
 def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -160,6 +172,7 @@ def load(model: Model, path: str | os.PathLike[str]) -> Model:
     for name, entry in content.entries.items():
         if name in generated:
             _take(generated[name], entry)
+            generated[name].activation_strength = 1.0  # as it was saved
     for name, weight in generated_weights(model).items():
         if name in content.entries:
             weight._set_quantization(content.entries[name].quantization)

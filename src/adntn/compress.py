@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from adntn.baselines import Network
+from adntn.decompose import WarmStartReport, warm_start_
 from adntn.describe import CompressionReport, describe, generated_weights
 from adntn.errors import CompressionError, ConfigError, check_choice
 from adntn.exchange import Wanted, build, generators_of, put_in_place, to_plain
@@ -31,7 +32,7 @@ from adntn.topology import GeneratorConfig
 
 __all__ = ["cached", "compress_", "materialize"]
 
-INITS = ("random", "fit")
+INITS = ("random", "fit", "svd")
 
 
 def compress_(
@@ -70,7 +71,8 @@ def compress_(
             ``state_dict`` has the generator under each of their names, as torch has tied weights; :func:`adntn.save`
             stores it once. In an attention ``("in_proj_weight", "out_proj")`` makes all four projections one.
         init: ``"random"`` draws and calibrates (paper, Section 3.5); the dense weight's values are not used. ``"fit"``
-            then fits each generator to its layer's weight (:func:`adntn.fit_`), and the report says how near it came.
+            then fits each generator to its layer's weight (:func:`adntn.fit_`), ``"svd"`` starts it from the weight's
+            decomposition (:func:`adntn.warm_start_`), and the report says how near it came.
         fit: how to fit; None means the defaults.
         progress: whether fits show a progress bar, one a layer; None means on a terminal only.
         execution: of the new layers: ``"auto"``, ``"factored"`` or ``"dense"``.
@@ -128,9 +130,9 @@ def compress_(
     groups = find_groups(places, chosen, shared)
     wanted = _wanted(chosen, configs, groups, execution)
     generators = generators_of(wanted)
-    fits = _fit_all(wanted, generators, fit, progress) if init == "fit" else {}
+    starts = {} if init == "random" else _start_all(wanted, generators, init, fit, progress)
     put_in_place(build(wanted, generators))
-    return describe(model, fits)
+    return describe(model, starts)
 
 
 def _wanted(
@@ -161,14 +163,15 @@ def _wanted(
     return wanted
 
 
-def _fit_all(
+def _start_all(
     wanted: Sequence[Wanted],
     generators: Mapping[Hashable, GeneratorModule],
+    init: str,
     options: FitOptions | None,
     progress: bool | None,
-) -> dict[Network, FitReport]:
-    """Fit every generator to the dense weights that it is to make."""
-    fits: dict[Network, FitReport] = {}
+) -> dict[Network, FitReport | WarmStartReport]:
+    """Start every generator from the dense weights that it is to make."""
+    starts: dict[Network, FitReport | WarmStartReport] = {}
     for source, generator in generators.items():
         mine = {each.rows: each for each in wanted if each.source == source}
         name = ", ".join(dict.fromkeys(each.name for each in mine.values()))
@@ -176,10 +179,13 @@ def _fit_all(
         ordered = sorted(mine.values(), key=lambda each: each.rows or (0, 0))
         target = torch.cat([each.place.weights[each.weight].detach() for each in ordered])
         try:
-            fits[generator._network] = fit_(generator, target, options, progress=progress, name=name)
+            if init == "fit":
+                starts[generator._network] = fit_(generator, target, options, progress=progress, name=name)
+            else:
+                starts[generator._network] = warm_start_(generator, target)
         except ConfigError as error:
             raise ConfigError(f"{name!r}: {error}") from None
-    return fits
+    return starts
 
 
 def materialize(model: nn.Module) -> nn.Module:

@@ -16,6 +16,7 @@ from adntn.adjoint.reverse import full_precision
 from adntn.baselines import Network, draw_network, network
 from adntn.contraction import Contraction
 from adntn.memory import check_memory
+from adntn.options import check_number
 from adntn.quantization import Quantization, fake_quantize, quantized_names
 from adntn.topology import Blueprint, GeneratorConfig
 
@@ -29,6 +30,12 @@ class _Part(nn.Module):
     """Parameters named by numbers, so that ``state_dict`` reads ``expand.1``, ``carry.2``, ``mix.1.0``."""
 
 
+class Activations(nn.ModuleDict):
+    """The activation of every hidden level, by its number, and how strongly all of them act."""
+
+    strength: float = 1.0
+
+
 class CoreModule(nn.Module):
     """Root and cores. :class:`adntn.Generator` is one, and so is every generated layer.
 
@@ -38,7 +45,7 @@ class CoreModule(nn.Module):
     blueprint: Blueprint
     std: float | None
     root: nn.Parameter
-    activation: nn.ModuleDict
+    activation: Activations
     _network: Network
     _paths: tuple[tuple[str, tuple[str, ...]], ...]
     _backward: str = "autograd"
@@ -65,7 +72,7 @@ class CoreModule(nn.Module):
             self._part(path).register_parameter(path[-1], nn.Parameter(torch.empty(sizes, device=device, dtype=dtype)))
         for name, sizes in self.blueprint.buffer_shapes.items():
             self.register_buffer(name, torch.empty(sizes, device=device, dtype=torch.int64))
-        self.activation = nn.ModuleDict(
+        self.activation = Activations(
             {
                 str(level.number): activations.make_activation(self.config.activation, self.config.trees).to(
                     device, dtype
@@ -214,6 +221,27 @@ class CoreModule(nn.Module):
         for user in self.users():
             user._quantization = quantization
 
+    @property
+    def activation_strength(self) -> float:
+        """How strongly the activations act: t of ``(1 - t) z + t phi(z)``, from 0, a linear tree, to 1, as it is meant.
+
+        It belongs to root and cores, so layers that share them have one. A training run turns it up after a warm start
+        (:func:`adntn.warm_start_`). Neither the config nor a ``state_dict`` has it, and :func:`adntn.save` takes
+        generators at 1 only. Where there is no activation it does nothing.
+
+        Raises:
+            ConfigError: when set to something else than a number of 0 to 1.
+
+        Example:
+            >>> generator.activation_strength = 0.5
+        """
+        return self.activation.strength
+
+    @activation_strength.setter
+    def activation_strength(self, value: float) -> None:
+        check_number("activation_strength", value, least=0, most=1)
+        self.activation.strength = float(value)
+
     def shares_generator_with(self, other: CoreModule) -> bool:
         """Return whether both are made of the same root and cores."""
         return self._network is other._network
@@ -228,14 +256,18 @@ class CoreModule(nn.Module):
 
     def _activate(self, number: int, z: Tensor) -> Tensor:
         gate = self.get_core(f"gate.level.{number}") if self.config.gate else None
-        activation = functools.partial(activations.run, self.activation[str(number)])
+        module, strength = self.activation[str(number)], self.activation.strength
+        activation = functools.partial(activations.run, module, strength=strength)
         return nonlinearity(activation, self.config.norm, gate, z)
 
     # --- initial values -----------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def draw_(self) -> None:
-        """Draw root and cores anew from torch's global random state and calibrate them (paper, Section 3.5)."""
+        """Draw root and cores anew from torch's global random state and calibrate them (paper, Section 3.5).
+
+        The calibration is that of the generator as it runs, with its activation strength.
+        """
         for activation in self.activation.values():
             activations.reset(activation, self.config.activation, self.config.trees)
         device = self.device

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from adntn.baselines import Network
+from adntn.decompose import WarmStartReport
 from adntn.fit import FitReport
 from adntn.generator import GeneratorModule
 from adntn.nn import GeneratedWeight
@@ -62,7 +63,7 @@ class LayerReport:
         way: how the layer runs with many positions in training, ``"factored"`` or ``"dense"``.
         reason: why it runs so.
         least: from how many positions on.
-        fit: how near its generator came to the dense weight, where it was fitted.
+        fit: how near its generator came to the dense weight, where it started from that.
     """
 
     name: str
@@ -78,7 +79,7 @@ class LayerReport:
     way: str
     reason: str
     least: int = 1
-    fit: FitReport | None = None
+    fit: FitReport | WarmStartReport | None = None
 
     @property
     def runs(self) -> str:
@@ -190,12 +191,12 @@ def _has_size(value: object) -> bool:
     return isinstance(value, Tensor) and not lazy
 
 
-def describe(model: nn.Module, fits: Mapping[Network, FitReport] | None = None) -> CompressionReport:
+def describe(model: nn.Module, fits: Mapping[Network, FitReport | WarmStartReport] | None = None) -> CompressionReport:
     """Describe a model's generated layers, its own size, and what both would be with dense layers.
 
     Args:
         model: with generated layers.
-        fits: what the fits of some generators reached, for their layers' rows.
+        fits: what the fits or warm starts of some generators reached, for their layers' rows.
     """
     rows: list[LayerReport] = []
     roots: set[int] = set()

@@ -25,6 +25,8 @@ __all__ = ["FitOptions", "FitReport", "fit_", "relative_error"]
 
 # Of the scale that fits best at the start: a generator scaled to nothing would have no gradient.
 _LEAST_SCALE = 1e-3
+# Least side of a matrix up to which all of its singular values are found: for 4096 that takes minutes.
+_WHOLE_SVD = 1024
 
 
 @dataclass(frozen=True)
@@ -170,19 +172,19 @@ def fit_(
         raise ConfigError(f"the target of shape {tuple(target.shape)} has NaN or infinite entries.")
     with full_precision(module.device), torch.no_grad():
         before = [parameter.detach().clone() for _, parameter in module.generator_parameters()]
-        start_error = _or_infinity(relative_error(scratch(), target))
+        start_error = or_infinity(relative_error(scratch(), target))
         fit = _Fit(scratch, target)
         if isinstance(scratch._network, LowRank):
-            _truncate(scratch, target)
+            truncate_(scratch, target)
             fit.loss()
         else:
-            _fit_scale(scratch, target)
+            fit_scale_(scratch, target)
             fit.loss()
             fit.run(options, name, progress)
         fit.restore()
         _write(module, [parameter for _, parameter in scratch.generator_parameters()])
         weight = module.bare_copy().to(scratch.dtype)()
-        error = _or_infinity(relative_error(weight, target))
+        error = or_infinity(relative_error(weight, target))
         if error > start_error:  # rounding to a short type may cost more than the fit has won
             _write(module, before)
             weight = module.bare_copy().to(scratch.dtype)()
@@ -190,8 +192,8 @@ def fit_(
     return FitReport(
         relative_error=error,
         start_error=start_error,
-        stable_rank=_stable_rank(weight),
-        target_stable_rank=_stable_rank(target),
+        stable_rank=stable_rank_or_zero(weight),
+        target_stable_rank=stable_rank_or_zero(target),
         steps=fit.count,
         seconds=time.perf_counter() - began,
     )
@@ -307,11 +309,13 @@ class _Stall:
         return self.waited >= self.patience or best == 0.0
 
 
-def _or_infinity(error: float) -> float:
+def or_infinity(error: float) -> float:
+    """Return an error, NaN as infinity."""
     return error if math.isfinite(error) else math.inf
 
 
-def _stable_rank(weight: Tensor) -> float:
+def stable_rank_or_zero(weight: Tensor) -> float:
+    """Return the stable rank, 0 of a weight of zeros and NaN of one that is not finite."""
     if not bool(torch.isfinite(weight).all()):
         return math.nan
     return stable_rank(weight) if bool(weight.any()) else 0.0
@@ -324,7 +328,7 @@ def _write(module: GeneratorModule, values: list[Tensor]) -> None:
 
 
 @torch.no_grad()
-def _fit_scale(scratch: Generator, target: Tensor) -> None:
+def fit_scale_(scratch: Generator, target: Tensor) -> None:
     """Give each group of rows the scale that fits the target best, ``<W, target> / <W, W>``."""
     groups = scratch.config.groups
     made, wanted = (weight.reshape(groups, -1) for weight in (scratch(), target))
@@ -348,11 +352,18 @@ def _fit_scale(scratch: Generator, target: Tensor) -> None:
 
 
 @torch.no_grad()
-def _truncate(scratch: Generator, target: Tensor) -> None:
+def truncate_(scratch: Generator, target: Tensor) -> None:
     """Set a low-rank generator to the best of its rank (Eckart and Young)."""
     rank = scratch.config.chi
     matrix = target.reshape(scratch.config.groups, -1, target[0].numel())
-    u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
-    for name, vectors in (("left", u), ("right", vh.mT)):
+    least = min(matrix.shape[1:])
+    if least <= _WHOLE_SVD or 4 * rank > least:
+        u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+        v = vh.mT
+    else:
+        with torch.random.fork_rng(devices=[matrix.device] if matrix.is_cuda else []):
+            torch.manual_seed(0)
+            u, s, v = torch.svd_lowrank(matrix, q=rank + 16, niter=8)
+    for name, vectors in (("left", u), ("right", v)):
         kept = (vectors * s.sqrt().unsqueeze(1))[:, :, :rank]
         scratch.get_core(name).zero_()[:, :, : kept.shape[2]].copy_(kept)

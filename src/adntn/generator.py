@@ -274,7 +274,8 @@ class GeneratorModule(CoreModule):
         return self._backward == "adjoint" and adjoint_function.is_possible()
 
     def _run_adjoint(self, network: Contraction, made: Made, index: Tensor | None = None) -> Tensor:
-        return adjoint_function.run(Reverse(network, self.activation), made, self.used_parameters(), index)
+        reverse = Reverse(network, self.activation, self.activation.strength)
+        return adjoint_function.run(reverse, made, self.used_parameters(), index)
 
 
 class Generator(GeneratorModule):

@@ -133,6 +133,7 @@ def grow_(
     fitted, error, reason = None, float("nan"), embedding if isinstance(embedding, str) else embedding.doubt
     if module.device.type == "meta":
         new = Generator(blueprint.shape, blueprint.config, std=module.std, device="meta", dtype=module.dtype)
+        new.activation_strength = module.activation_strength
         new.requires_grad_(is_trained(module))
     else:
         with full_precision(module.device):
@@ -231,7 +232,7 @@ def drawn_anew(module: GeneratorModule, blueprint: Blueprint, weight: Tensor) ->
         device=module.device,
         dtype=module.dtype,
     )
-    made.std = module.std
+    made.std, made.activation_strength = module.std, module.activation_strength
     return made.train(module.training)
 
 

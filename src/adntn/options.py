@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import fields
 from types import NoneType, UnionType
-from typing import Any, Self, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
 
 from adntn.errors import ConfigError, nearest
 
@@ -20,6 +20,8 @@ class Options:
     """
 
     what = "these options"
+    #: Whether what they stand in takes other values than a table for them, too.
+    has_shorthand: ClassVar[bool] = False
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -40,7 +42,8 @@ class Options:
                 listed = ", ".join(known) or "none"
                 raise ConfigError(f"{cls.what} has no option {name!r}; it has {listed}.{nearest(plain, known)}")
             table, optional = _table(cls, plain)
-            if table is not None and not isinstance(value, table) and not (optional and value is None):
+            made = isinstance(value, table or ()) or (optional and value is None)
+            if table is not None and not made and (isinstance(value, Mapping) or not table.has_shorthand):
                 given[plain] = table.from_dict(value)
             else:
                 given[plain] = tuple(value) if isinstance(value, list) else value
@@ -52,6 +55,8 @@ class Options:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_plain, value))
     return value.to_dict() if isinstance(value, Options) else value
 
 
@@ -64,7 +69,13 @@ def _table(cls: type[Options], name: str) -> tuple[type[Options] | None, bool]:
 
 
 def check_number(
-    name: str, value: object, *, above: float | None = None, least: float | None = None, below: float | None = None
+    name: str,
+    value: object,
+    *,
+    above: float | None = None,
+    least: float | None = None,
+    below: float | None = None,
+    most: float | None = None,
 ) -> None:
     """Raise unless a value is a finite number in a range.
 
@@ -76,11 +87,12 @@ def check_number(
         (above, possible and above is not None and value > above),  # type: ignore[operator]
         (least, possible and least is not None and value >= least),  # type: ignore[operator]
         (below, possible and below is not None and value < below),  # type: ignore[operator]
+        (most, possible and most is not None and value <= most),  # type: ignore[operator]
     ):
         possible = possible and (bound is None or holds)
     if not possible:
         words = [f"above {above:g}" if above is not None else "", f"at least {least:g}" if least is not None else ""]
-        words.append(f"below {below:g}" if below is not None else "")
+        words += [f"below {below:g}" if below is not None else "", f"at most {most:g}" if most is not None else ""]
         wanted = " and ".join(word for word in words if word) or "finite"
         raise ConfigError(f"{name}={value!r} is not possible; give a number that is {wanted}.")
 

@@ -114,6 +114,7 @@ def test_layers_that_give_nothing_are_left_out_unless_asked_for() -> None:
     assert hooks(model) == hooks(teacher) == 0
 
 
+@pytest.mark.slow
 def test_a_compiled_network_is_seen_through() -> None:
     teacher = nn.Sequential(nn.Linear(4, 6))
     compiled = torch.compile(nn.Sequential(nn.Linear(4, 3)))

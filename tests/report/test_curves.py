@@ -42,7 +42,7 @@ def test_the_plot_is_a_picture(tmp_path: Path, plot: Any, values: dict[str, Any]
 
 def drawn(monkeypatch: pytest.MonkeyPatch, plot: Any, values: dict[str, Any]) -> list[Axes]:
     figures: list[Any] = []
-    monkeypatch.setattr(curves, "_write", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(curves, "write_figure", lambda figure, path: figures.append(figure))
     plot(RunReport.from_dict(values), Path("unused"))
     axes: list[Axes] = figures[0].axes
     return axes
@@ -62,6 +62,19 @@ def test_stages_and_controls_stand_side_by_side(monkeypatch: pytest.MonkeyPatch)
     assert all(low < y < high for line in top.lines if len(line.get_xdata()) > 2 for y in line.get_ydata())
     seeds = [line for line in top.lines if line.get_marker() == "o" and line.get_color() == "black"]
     assert [len(line.get_xdata()) for line in seeds] == [3, 3, 3]
+
+
+def test_neither_the_result_nor_a_control_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = report()
+    values["stages"][-1].update(validation=0.4, test=0.41)
+    values["controls"][1]["test"] = [0.3, 0.8]
+    top, _ = drawn(monkeypatch, stages_plot, values)
+    low, _ = top.get_ylim()
+    assert low < 30
+    (beside,) = [line for line in top.lines if line.get_marker() == "o" and list(line.get_ydata()) == [30.0, 80.0]]
+    assert beside.get_color() == "black"
+    (axes,) = drawn(monkeypatch, time_plot, values)
+    assert axes.get_ylim()[0] < 40
 
 
 def test_time_runs_on_from_stage_to_stage(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,19 @@ from adntn.errors import ConfigError
 __all__ = ["derivative", "parameter_gradients", "run"]
 
 
-def run(module: nn.Module, z: Tensor) -> Tensor:  # shape: (groups, entries) -> the same
-    """Apply a level's module in z's dtype, whatever that of its parameters."""
+def run(module: nn.Module, z: Tensor, strength: float = 1.0) -> Tensor:  # shape: (groups, entries) -> the same
+    """Apply a level's module in z's dtype, whatever that of its parameters.
+
+    Args:
+        module: of one level.
+        z: pre-activation.
+        strength: t of ``(1 - t) z + t phi(z)``, between the identity at 0 and the module alone at 1.
+    """
+    state = _run(module, z)
+    return state if strength == 1.0 else z + strength * (state - z)
+
+
+def _run(module: nn.Module, z: Tensor) -> Tensor:
     if not (module._parameters or module._buffers or module._modules):
         plain: Tensor = module(z)
         return plain
@@ -24,8 +35,8 @@ def run(module: nn.Module, z: Tensor) -> Tensor:  # shape: (groups, entries) -> 
     return result
 
 
-def derivative(module: nn.Module, z: Tensor) -> Tensor:
-    """Return phi'(z), elementwise, shape ``(groups, entries)`` as z.
+def derivative(module: nn.Module, z: Tensor, strength: float = 1.0) -> Tensor:
+    """Return the derivative of what :func:`run` returns, elementwise, shape ``(groups, entries)`` as z.
 
     Raises:
         ConfigError: the module, one of the user's, does not say.
@@ -34,16 +45,17 @@ def derivative(module: nn.Module, z: Tensor) -> Tensor:
     if not callable(own):
         raise ConfigError(_needs(module, "derivative(z)"))
     result: Tensor = own(z)
-    return result
+    return result if strength == 1.0 else 1.0 + strength * (result - 1.0)
 
 
-def parameter_gradients(module: nn.Module, z: Tensor, upstream: Tensor) -> dict[str, Tensor]:
-    """Return the gradients of ``sum(upstream * phi(z))`` by the module's parameters, by name and shaped as they are.
+def parameter_gradients(module: nn.Module, z: Tensor, upstream: Tensor, strength: float = 1.0) -> dict[str, Tensor]:
+    """Return the gradients of ``sum(upstream * run(z))`` by the module's parameters, by name and shaped as they are.
 
     Args:
         module: of one level.
         z: pre-activation, shape ``(groups, entries)``.
-        upstream: adjoint of the module's output, of the same shape.
+        upstream: adjoint of what :func:`run` returned, of the same shape.
+        strength: as there.
 
     Raises:
         ConfigError: the module, one of the user's, learns something and does not say.
@@ -54,7 +66,7 @@ def parameter_gradients(module: nn.Module, z: Tensor, upstream: Tensor) -> dict[
     own = getattr(module, "parameter_gradients", None)
     if not callable(own):
         raise ConfigError(_needs(module, "parameter_gradients(z, upstream)"))
-    result: dict[str, Tensor] = own(z, upstream)
+    result: dict[str, Tensor] = own(z, upstream if strength == 1.0 else strength * upstream)
     got = {name: gradient.shape for name, gradient in result.items()}
     if got != shapes:
         raise ConfigError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 from typing import Any, Literal, Protocol
@@ -34,6 +35,10 @@ class Generating(Protocol):
 
     blueprint: Blueprint
     activation: nn.ModuleDict
+
+    @property
+    def activation_strength(self) -> float:
+        """With which its activations act."""
 
     def used_parameters(self) -> dict[str, Tensor]:
         """Return its parameters by name, as it uses them."""
@@ -72,7 +77,8 @@ def weight_adjoint(generator: Generating, upstream: Tensor) -> dict[str, Tensor]
         raise ShapeError(f"the adjoint of a weight has its shape, {blueprint.shape}; got one of shape {given}.")
     with torch.no_grad(), full_precision(upstream.device):
         parameters = generator.used_parameters()
-        return Reverse(Contraction(blueprint), generator.activation).adjoint("weight", parameters, upstream)
+        reverse = Reverse(Contraction(blueprint), generator.activation, generator.activation_strength)
+        return reverse.adjoint("weight", parameters, upstream)
 
 
 def full_precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
@@ -94,14 +100,15 @@ class _Calls(nn.Module):
 
 
 class _Bound:
-    """An activation with other tensors in place of its own parameters."""
+    """An activation, as strong as it acts, with other tensors in place of its own parameters."""
 
-    def __init__(self, module: nn.Module, parameters: Cores) -> None:
-        self.module = _Calls(module)
+    def __init__(self, module: nn.Module, parameters: Cores, strength: float) -> None:
+        self.module, self.strength = _Calls(module), strength
         self.parameters = {f"module.{name}": tensor for name, tensor in parameters.items()}
 
     def _call(self, function: Any, *tensors: Tensor) -> Any:
-        return functional_call(self.module, self.parameters, (function, *tensors))
+        called = functools.partial(function, strength=self.strength)
+        return functional_call(self.module, self.parameters, (called, *tensors))
 
     def __call__(self, z: Tensor) -> Tensor:
         state: Tensor = self._call(activations.run, z)
@@ -124,11 +131,13 @@ class Reverse:
     Args:
         network: of a tree or a brick wall.
         modules: the activations, by their level's number.
+        strength: with which they act, see :func:`adntn.activations.run`.
     """
 
-    def __init__(self, network: Contraction, modules: nn.ModuleDict) -> None:
+    def __init__(self, network: Contraction, modules: nn.ModuleDict, strength: float = 1.0) -> None:
         self.network = network
         self.modules = modules
+        self.strength = strength
         self.config = network.blueprint.config
 
     def depends_on(self, made: Made, names: Iterable[str]) -> tuple[str, ...]:
@@ -226,7 +235,7 @@ class Reverse:
     def _nonlinearity(self, named: Cores, number: int) -> tuple[_Bound, Tensor | None]:
         prefix = f"activation.{number}."
         own = {name.removeprefix(prefix): tensor for name, tensor in named.items() if name.startswith(prefix)}
-        return _Bound(self.modules[str(number)], own), named.get(f"gate.level.{number}")
+        return _Bound(self.modules[str(number)], own, self.strength), named.get(f"gate.level.{number}")
 
     def _activate(self, named: Cores, number: int, z: Tensor) -> Tensor:
         activation, gate = self._nonlinearity(named, number)

@@ -13,6 +13,7 @@ from adntn.cli.compress import run_compress
 from adntn.cli.inspect import run_inspect
 from adntn.cli.options import GENERATOR, JOB, RECIPE, split_names
 from adntn.cli.screen import Errors
+from adntn.cli.search import run_search_command
 from adntn.cli.train import run_train
 from adntn.tensorize import ORDERS
 from adntn.topology import INITIALIZATIONS, NORMS, TOPOLOGIES
@@ -171,3 +172,29 @@ def inspect(
     given = {name: value for name, value in locals().items() if name in GENERATOR and value is not None}
     with Errors():
         run_inspect(model, targets, split_names(topology), given, as_json)
+
+
+@app.command()
+def search(
+    recipe: Annotated[
+        Path | None, typer.Argument(help="A TOML file: a recipe of adntn train with a [search] table.")
+    ] = None,
+    trials: Annotated[int | None, typer.Option(help="Configurations to train, over all budgets.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Of searching at most; the comparison comes after it.")] = None,
+    processes: Annotated[int | None, typer.Option(help="Processes side by side.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Search folder; searches/<time>-<recipe> by default.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="A search folder to go on with, instead of a recipe.")] = None,
+    download: Annotated[bool, typer.Option("--download", help="Allow fetching the data set over the network.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")] = False,
+) -> None:
+    """Search for the generators of a model, within a budget of parameters; Optuna draws, hopeless trials are pruned."""
+    given = {"trials": trials, "minutes": minutes, "processes": processes}
+    with Errors():
+        run_search_command(
+            recipe,
+            {name: value for name, value in given.items() if value is not None},
+            out,
+            resume,
+            download=download,
+            as_json=as_json,
+        )

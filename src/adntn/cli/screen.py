@@ -13,7 +13,6 @@ from rich.table import Table
 
 from adntn.errors import AdntnError, TrainingStopped
 
-
 #: Exit code of a run that was ended by its time limit or by SIGTERM: sysexits' EX_TEMPFAIL, "try again".
 STOPPED = 75
 

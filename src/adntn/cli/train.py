@@ -35,7 +35,8 @@ def run_train(
     with console.status("loading the training stack"):
         from adntn.cli.progress import Screen
         from adntn.experiments.train import train
-        from adntn.report.training import write_report
+        from adntn.report.from_run import report_of
+        from adntn.report.training import headline, write_report
         from adntn.training.folder import RunFolder
         from adntn.training.recipe import Recipe
 
@@ -50,13 +51,15 @@ def run_train(
         recipe = replace(Recipe.from_toml(recipe_file), **given)
         folder = out if out is not None else Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{recipe_file.stem}"
     with Screen(console, recipe, folder, quiet=as_json) as screen:
-        report = train(recipe, folder, download=download, minutes=minutes, tell=screen)
-    if not report:  # another process of a torchrun writes it
+        run = train(recipe, folder, download=download, minutes=minutes, tell=screen)
+    if not run:  # another process of a torchrun writes it
         return
-    files = write_report(report, folder)
+    report = report_of(run, f"{recipe.model} on {run['data']['title']}")
+    write_report(report, folder)
     if as_json:
-        typer.echo(json.dumps({"folder": str(folder), **report}, indent=1))
+        typer.echo(json.dumps({"folder": str(folder), **run}, indent=1))
         return
-    console.print(f"\nEverything is in [bold]{escape(str(folder))}[/]:", highlight=False)
-    for file, meaning in files:
-        console.print(f"  {file:<30} {meaning}", highlight=False)
+    console.print(f"\n{escape(headline(report))}\n", highlight=False, soft_wrap=not console.is_terminal)
+    console.print(f"Everything is in [bold]{escape(str(folder))}[/]:", highlight=False)
+    for file, meaning in report.files.items():
+        console.print(f"  {file:<38} {meaning}", highlight=False, soft_wrap=True)

@@ -50,11 +50,11 @@ def _is_true(seen: tuple[_Seen, ...], generator: GeneratorModule) -> bool:
 
 @dataclass
 class _Kept:
-    """The values of one generator, and the parameters and the quantisation they were made with."""
+    """The values of one generator, and the parameters, quantisation and activation strength they were made with."""
 
     users: int = 0
     seen: tuple[_Seen, ...] = ()
-    quantization: Quantization | None = None
+    setting: tuple[Quantization | None, float] = (None, 1.0)
     values: dict[str, tuple[object, tuple[int, ...]]] = field(default_factory=dict)
 
 
@@ -81,8 +81,8 @@ def keeping(generators: Iterable[GeneratorModule]) -> Iterator[None]:
 def keep(generator: GeneratorModule, name: str, make: Callable[[], Value]) -> Value:
     """Return ``make()``, or what it returned before if that is kept and still true.
 
-    A value is made anew whenever a parameter was written or replaced since, or the quantisation was set. Where a
-    gradient may be wanted nothing is kept, so that training inside the block is merely slow, never wrong.
+    A value is made anew whenever a parameter was written or replaced since, or quantisation or activation strength was
+    set. Where a gradient may be wanted nothing is kept, so that training inside the block is merely slow, never wrong.
     """
     if torch.compiler.is_compiling() or torch.is_grad_enabled() or not _KEPT:
         return make()
@@ -90,8 +90,10 @@ def keep(generator: GeneratorModule, name: str, make: Callable[[], Value]) -> Va
     if kept is None:
         return make()
     try:
-        if not kept.seen or kept.quantization != generator._quantization or not _is_true(kept.seen, generator):
-            kept.seen, kept.values, kept.quantization = (), {}, generator._quantization
+        strength: float = generator._modules["activation"].strength  # type: ignore[union-attr, assignment]
+        setting = (generator._quantization, strength)
+        if not kept.seen or kept.setting != setting or not _is_true(kept.seen, generator):
+            kept.seen, kept.values, kept.setting = (), {}, setting
             named = generator.generator_parameters()
             kept.seen = tuple(_seen(tuple(name.split(".")), parameter) for name, parameter in named)
     except RuntimeError:

@@ -13,16 +13,16 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils import benchmark
 
 from adntn.checkpoint import load, save
-from adntn.compress import cached, compress_
+from adntn.compress import compress_
 from adntn.errors import ConfigError
 from adntn.experiments.controls import chosen_weights, delete_, freeze_weights_, stored_numbers
 from adntn.experiments.data import ImageData, load_data, normalize
 from adntn.experiments.fitting import fit_to
 from adntn.experiments.models import DEFAULT_TARGETS, model_builder
 from adntn.experiments.runs import Job, Row, RunFolder, Timing, model_file
+from adntn.experiments.timing import time_forward as _time
 from adntn.initialize import stable_rank
 from adntn.nn import GeneratedWeight
 from adntn.targets import select
@@ -210,27 +210,3 @@ def _load_trained(build: Callable[[], nn.Module], names: Sequence[str], variant:
     if variant == "deleted":
         delete_(model, names)
     return load(model, file).eval()
-
-
-def _time(models: Mapping[str, nn.Module], images: Tensor, rounds: int = 7) -> list[Timing]:
-    """Time one batch's forward pass of each network, in turns with the dense one."""
-    seconds: dict[str, list[float]] = {variant: [] for variant in models}
-    for turn in range(rounds + 1):
-        for variant, model in models.items():
-            timer = benchmark.Timer(
-                "model(images)", globals={"model": model, "images": images}, num_threads=torch.get_num_threads()
-            )
-            with cached(model):
-                taken = timer.blocked_autorange(min_run_time=0.02).median
-            if turn:  # the first round warms up
-                seconds[variant].append(taken)
-    return [
-        Timing(
-            variant=variant,
-            milliseconds=1e3 * statistics.median(values),
-            dense_ratio=statistics.median(a / b for a, b in zip(values, seconds["dense"], strict=True)),
-            batch=len(images),
-            rounds=rounds,
-        )
-        for variant, values in seconds.items()
-    ]

@@ -29,7 +29,7 @@ from adntn.training.loop import fit
 from adntn.training.measure import measure
 from adntn.training.optimization import Optimization
 from adntn.training.recipe import Recipe
-from adntn.training.run import Tell, seed_of
+from adntn.training.run import Finished, Tell, seed_of
 from adntn.training.stages.base import Event
 
 __all__ = ["narrow_dense", "train_rivals"]
@@ -84,7 +84,10 @@ def train_rivals(
                     torch.manual_seed(seed_of(recipe, "control", kind, seed))
                     model = _make(kind, build, final)
                 _train(recipe, model, data, seconds, here, seed, tell.moves, deadline)
-            runs.append(read_json(here / "result.json"))
+            result = read_json(here / "result.json")
+            runs.append(result)
+            done = (number, f"{kind}, seed {seed}", result["seconds"], result["measures"])
+            tell.ends(Finished(*done, outcome={}, file=here / "model.safetensors"))
         rows.append(_row(kind, runs))
     return rows
 

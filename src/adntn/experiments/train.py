@@ -38,7 +38,7 @@ def train(
         tell: is told the progress.
 
     Returns:
-        The report, as it stands in ``report.json``.
+        All that is known of the run, as it stands in ``run.json``.
 
     Raises:
         TrainingStopped: the time was up, or SIGTERM came. Run again to go on.
@@ -125,7 +125,7 @@ def _report(
     final = finished[-1] if finished else None
     if final is not None and recipe.teacher is not None and len(finished) > 1:
         report["faithfulness"] = _compare(recipe, data, build, folder, finished[0], final)
-    write_json(folder.path / "report.json", report)
+    write_json(folder.path / "run.json", report)
     if final is not None and recipe.controls is not None:
         report["controls"] = train_rivals(
             recipe,
@@ -137,7 +137,7 @@ def _report(
             tell=tell,
             deadline=deadline,
         )
-        write_json(folder.path / "report.json", report)
+        write_json(folder.path / "run.json", report)
     return report
 
 
@@ -148,6 +148,15 @@ def _compare(
     file = folder.path / "faithfulness.json"
     if not file.is_file():
         teacher, model = (load(build(), each.file).eval() for each in (first, final))
-        write_json(file, faithfulness(model, teacher, data, seed=seed_of(recipe, "corruptions")).to_dict())
+        found = faithfulness(
+            model,
+            teacher,
+            data.test.images,
+            data.test.labels,
+            num_classes=data.num_classes,
+            normalized=data.normalized,
+            seed=seed_of(recipe, "corruptions"),
+        )
+        write_json(file, found.to_dict())
     compared: dict[str, Any] = read_json(file)
     return compared

@@ -12,12 +12,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from adntn.report.figures import duration, short
-from adntn.report.plots import _COLOURS, _MARKERS, _write
+from adntn.report.plots import _MARKERS, COLOURS, write_figure
 from adntn.report.schema import RunReport, StageRow
 
 __all__ = ["stages_plot", "time_plot"]
 
-_TEST, _VALIDATION, _SIZE, _BYTES = _COLOURS[1], _COLOURS[6], _COLOURS[2], _COLOURS[5]
+_TEST, _VALIDATION, _SIZE, _BYTES = COLOURS[1], COLOURS[6], COLOURS[2], COLOURS[5]
 #: Points of accuracy below the best that a plot has room for; what is lower stands at its lower edge with its figure.
 _ROOM = 25.0
 _BELOW = "below the axis"
@@ -34,16 +34,17 @@ def stages_plot(report: RunReport, path: Path) -> None:
     _sizes(bottom, rows, stages, report, controls)
     names = _numbered(rows) + [control.name for control in report.controls]
     bottom.set_xticks([*stages, *controls], names, rotation=35, ha="right", rotation_mode="anchor")
-    bottom.set_xlim(-0.6, (controls or stages)[-1] + 0.6)
+    right = controls[-1] + 0.85 if controls else stages[-1] + 0.6
+    bottom.set_xlim(-0.6, right)
     for axes in (top, bottom):
         axes.grid(True, axis="y", linewidth=0.4, alpha=0.6)
         axes.spines[["top", "right"]].set_visible(False)
         if controls:
-            axes.axvspan(stages[-1] + 0.75, controls[-1] + 0.6, color="#f0f0f0", zorder=0)
+            axes.axvspan(stages[-1] + 0.75, right, color="#f0f0f0", zorder=0)
     if controls:
         top.text(stages[-1] + 0.85, 0.985, "controls", transform=top.get_xaxis_transform(), va="top", fontsize=9)
     figure.suptitle(f"{report.title}: after each stage", x=0.01, ha="left", fontsize=11)
-    _write(figure, path)
+    write_figure(figure, path)
 
 
 def _accuracies(
@@ -53,7 +54,12 @@ def _accuracies(
     test = [None if row.test is None else 100 * row.test for row in rows]
     means = [100 * statistics.mean(control.test) for control in report.controls]
     every = [*validation, *(value for value in test if value is not None), *means]
-    floor = max(every) - _ROOM
+    # Only early stages may be cut off, never the result or a control.
+    seeds = [100 * value for control in report.controls for value in control.test]
+    floor = min([max(every) - _ROOM, validation[-1], *([] if test[-1] is None else [test[-1]]), *seeds])
+    every += seeds
+    if max(every) - min(every) < 2 * (max(every) - min(value for value in every if value >= floor)):
+        floor = min(every)  # the axis would be little shorter
     cut = min(every) < floor
     lowest = min(value for value in every if value >= floor)
     margin = 0.12 * max(max(every) - lowest, 1.0)
@@ -86,12 +92,12 @@ def _accuracies(
     for at, value in looked or list(zip(stages, validation, strict=True)):
         mark(at, value, _TEST if looked else _VALIDATION, (0, -15))
     for place, control, mean in zip(controls, report.controls, means, strict=True):
-        seeds = [drawn(100 * value) for value in control.test]
-        axes.plot([place] * len(seeds), seeds, "o", color="black", mfc="none", markersize=5)
-        axes.plot([place - 0.22, place + 0.22], [drawn(mean)] * 2, color="black", linewidth=2)
-        mark(place, mean, "black", (0, -17))
+        own = [100 * value for value in control.test]
+        axes.plot([place] * len(own), own, "o", color="black", mfc="none", markersize=5)
+        axes.plot([place - 0.22, place + 0.22], [mean, mean], color="black", linewidth=2)
+        _label(axes, f"{mean:.1f}", (place + 0.28, mean), (0, -3), left=True)
     if controls and looked:
-        axes.plot([looked[-1][0], controls[-1] + 0.6], [drawn(looked[-1][1])] * 2, ":", color=_TEST, linewidth=1)
+        axes.plot([looked[-1][0], controls[-1] + 0.85], [drawn(looked[-1][1])] * 2, ":", color=_TEST, linewidth=1)
     axes.set_ylim(edge, max(every) + 1.6 * margin)
     axes.set_ylabel("accuracy, %")
     _legend(axes)
@@ -119,10 +125,12 @@ def _legend(axes: Axes) -> None:
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False, fontsize=9, borderaxespad=0.1)
 
 
-def _label(axes: Axes, text: str, at: tuple[float, float], where: tuple[int, int]) -> None:
+def _label(axes: Axes, text: str, at: tuple[float, float], where: tuple[int, int], left: bool = False) -> None:
     # A light edge keeps figures readable where a line runs through them.
     edge = [patheffects.withStroke(linewidth=2.5, foreground="white", alpha=0.8)]
-    axes.annotate(text, at, where, textcoords="offset points", ha="center", fontsize=8, path_effects=edge)
+    axes.annotate(
+        text, at, where, textcoords="offset points", ha="left" if left else "center", fontsize=8, path_effects=edge
+    )
 
 
 def time_plot(report: RunReport, path: Path) -> None:
@@ -137,7 +145,7 @@ def time_plot(report: RunReport, path: Path) -> None:
         values.append(100 * report.dense.validation)
         axes.axhline(100 * report.dense.validation, color="black", linewidth=1, linestyle=":", label="dense network")
     for number, (stage, name) in enumerate(zip(report.stages, _numbered(report.stages), strict=True)):
-        colour = _COLOURS[1 + number % (len(_COLOURS) - 1)]
+        colour = COLOURS[1 + number % (len(COLOURS) - 1)]
         ended = began + stage.seconds
         curve = [(min(began + at, ended), 100 * value) for at, value in stage.curve]
         values += [value for _, value in curve]
@@ -149,7 +157,7 @@ def time_plot(report: RunReport, path: Path) -> None:
             [value for _, value in points],
             color=colour,
             linewidth=1.6,
-            marker=_MARKERS[number // (len(_COLOURS) - 1)],
+            marker=_MARKERS[number // (len(COLOURS) - 1)],
             markersize=7,
             markevery=[len(points) - 1],
             label=f"{name}, {duration(stage.seconds)}",
@@ -158,7 +166,8 @@ def time_plot(report: RunReport, path: Path) -> None:
             axes.axvline(began / per, color="#888888", linewidth=0.6)
         began = ended
     # A start at the level of chance would press all that matters to the upper edge.
-    low, high = max(min(values), max(values) - 2 * _ROOM), max(values)
+    high = max(values)
+    low = max(min(values), high - 2 * _ROOM) if 100 * report.result.validation > high - _ROOM else min(values)
     margin = 0.06 * max(high - low, 1.0)
     axes.set_ylim(low - margin, high + margin)
     axes.set_xlim(0, 1.012 * max(began, 1e-9) / per)
@@ -168,7 +177,7 @@ def time_plot(report: RunReport, path: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(f"{report.title}: over time", loc="left", fontsize=11)
     figure.legend(loc="outside right upper", frameon=False, fontsize=9)
-    _write(figure, path)
+    write_figure(figure, path)
 
 
 def _numbered(rows: Sequence[StageRow]) -> list[str]:

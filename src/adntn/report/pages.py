@@ -148,6 +148,9 @@ def to_text(table: Table) -> str:
 
 # --- HTML -----------------------------------------------------------------------------------------------------------
 
+# Signs from which on a cell may be broken into lines.
+_LONG = 30
+
 # Everything is inside the file: nothing is fetched when it is opened.
 _HTML = Template("""<!doctype html>
 <html lang="en">
@@ -169,7 +172,7 @@ th, td { padding: .35rem .7rem; text-align: right; white-space: nowrap; border-b
 th { font-weight: 600; color: #57606a; border-bottom: 2px solid #c6ccd2; vertical-align: bottom; }
 td:first-child, th:first-child { padding-left: .2rem; }
 .word { text-align: left; }
-td.word:not(:first-child) { white-space: normal; min-width: 12rem; }
+td.long { white-space: normal; min-width: 14rem; }
 tr.strong td { font-weight: 650; background: #eef5fc; }
 tbody tr:hover td { background: #f6f8fa; }
 img { display: block; max-width: 100%; height: auto; margin: 1rem 0; }
@@ -212,19 +215,18 @@ def _html_part(part: str | Table | Picture | Code) -> str:
 
 
 def _html_table(table: Table) -> str:
-    def row(cells: Sequence[str], tag: str) -> str:
-        return "".join(
-            f'<{tag} class="word">{html.escape(cell)}</{tag}>'
-            if table.is_word(column)
-            else f"<{tag}>{html.escape(cell)}</{tag}>"
-            for column, cell in enumerate(cells)
-        )
+    def one(column: int, cell: str, tag: str) -> str:
+        kinds = ["word"] * table.is_word(column) + ["long"] * (len(cell) > _LONG)
+        marks = f' class="{" ".join(kinds)}"' if kinds else ""
+        return f"<{tag}{marks}>{html.escape(cell)}</{tag}>"
 
-    lines = [f"<tr>{row(table.titles, 'th')}</tr>"]
+    def row(cells: Sequence[str], tag: str) -> str:
+        return "".join(one(column, cell, tag) for column, cell in enumerate(cells))
+
     body = [
         f'<tr class="strong">{row(cells, "td")}</tr>' if number in table.strong else f"<tr>{row(cells, 'td')}</tr>"
         for number, cells in enumerate(table.rows)
     ]
-    head = "".join(lines)
+    head = f"<tr>{row(table.titles, 'th')}</tr>"
     inside = "\n".join(body)
     return f'<div class="wide"><table>\n<thead>{head}</thead>\n<tbody>\n{inside}\n</tbody>\n</table></div>'

@@ -14,10 +14,10 @@ from torch import Tensor
 from adntn.checkpoint import writing
 from adntn.experiments.runs import CONTROLS, Row
 
-__all__ = ["accuracy_plot", "weights_plot"]
+__all__ = ["COLOURS", "accuracy_plot", "weights_plot", "write_figure"]
 
-# Okabe and Ito's colours, which people with any colour vision can tell apart.
-_COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
+#: Okabe and Ito's colours, which people with any colour vision can tell apart.
+COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
 _MARKERS = ("o", "s", "D", "^", "X", "P", "v", "*")
 
 
@@ -31,7 +31,7 @@ def accuracy_plot(rows: Sequence[Row], title: str, path: Path) -> None:
     variants = list(dict.fromkeys(row.variant for row in rows))
     for number, variant in enumerate(variants):
         mine = [row for row in rows if row.variant == variant]
-        colour, control = _COLOURS[number % len(_COLOURS)], variant in CONTROLS
+        colour, control = COLOURS[number % len(COLOURS)], variant in CONTROLS
         # A logarithmic axis has no place for a network that trains nothing.
         sizes, accuracies = [max(row.model_trained, 1) for row in mine], [100 * row.accuracy for row in mine]
         axes.plot(
@@ -52,7 +52,7 @@ def accuracy_plot(rows: Sequence[Row], title: str, path: Path) -> None:
     axes.set_title(title, loc="left", fontsize=11)
     axes.grid(True, which="both", linewidth=0.4, alpha=0.5)
     figure.legend(loc="outside right upper", frameon=False, fontsize=9)
-    _write(figure, path)
+    write_figure(figure, path)
 
 
 def weights_plot(weights: Mapping[str, Sequence[tuple[str, Tensor]]], title: str, path: Path) -> None:
@@ -82,10 +82,11 @@ def weights_plot(weights: Mapping[str, Sequence[tuple[str, Tensor]]], title: str
             if column == 0:
                 place.set_ylabel(f"{layer}\n{picture.shape[0]} x {picture.shape[1]}", fontsize=9)
     figure.suptitle(title, fontsize=11, x=0.01, ha="left")
-    _write(figure, path)
+    write_figure(figure, path)
 
 
-def _write(figure: Figure, path: Path) -> None:
+def write_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG, whole or not at all."""
     FigureCanvasAgg(figure)
     path.parent.mkdir(parents=True, exist_ok=True)
     with writing(path) as temporary:

@@ -112,11 +112,11 @@ class RunReport(Options):
         faithfulness: :meth:`adntn.experiments.faithfulness.Faithfulness.to_dict` of the result.
         classes: names of the classes.
         details: tables of what stages did, by their kinds (``"warm-start"``, ``"blocks"``, ``"grow"``, ``"prune"``,
-            ``"quantize"``, ...): rows of plain values, a column a key, written as
+            ``"quantize"``, ..., or with their places, ``"5 grow"``): rows of plain values, a column a key, written as
             :func:`adntn.report.training.details_table` says.
         environment: where it ran.
         seed: of the run.
-        recipe: as it stands in its file.
+        recipe: as TOML or as JSON.
         files: what the run's folder holds, with a few words each.
         version: of this schema.
     """

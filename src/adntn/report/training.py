@@ -20,15 +20,25 @@ __all__ = ["controls_table", "details_table", "headline", "read_report", "stages
 
 #: What the tables of single stages are called, and how they are read.
 _DETAILS: Mapping[str, tuple[str, str]] = {
-    "select": ("Layers that were chosen", ""),
+    "select": (
+        "Layers that were chosen",
+        "Numbers of each layer's weight, dense and generated, and the rank it can have.",
+    ),
     "warm-start": (
         "Warm start, layer by layer",
         "Errors are ‖W − W̃‖ / ‖W‖ of each layer's weight against the teacher's; 0 is exact, 1 is what zero has.",
     ),
     "blocks": ("Block by block", "How far each block was from the teacher's before and after it was fitted alone."),
     "grow": ("Growth", "What each step cost in numbers, and what it brought on the validation images."),
-    "prune": ("Pruning", ""),
-    "quantize": ("Quantisation", "Bytes and accuracy before and after."),
+    "prune": ("Pruning", "What was cut, and how far that changed the function."),
+    "quantize": (
+        "Quantisation",
+        "Accuracy on the validation images and bytes: before, rounded, and trained on the grid.",
+    ),
+    "finish": (
+        "Files read back",
+        "The largest difference to the model's own outputs, as a share of the largest logit.",
+    ),
 }
 _STAGES = (
     "Numbers are the parameters of the whole model, ratio is the dense network's over these, and generated are those "
@@ -123,7 +133,7 @@ def run_page(run: RunReport, stages: Path, time: Path) -> Page:
         sections.append(Section("Files", (Table(("file", "holds"), named, words=("holds",)),)))
     asked: list[str | Table | Picture | Code] = []
     if run.recipe:
-        asked.append(Code("The recipe", run.recipe, "toml"))
+        asked.append(Code("The recipe", run.recipe, "json" if run.recipe.lstrip().startswith("{") else "toml"))
     if run.environment:
         asked.append(Code("Where it ran", _lines(run.environment)))
     if asked:
@@ -268,10 +278,13 @@ def _cell(key: str, value: Any) -> str:
 
 
 def _details(kind: str, rows: Sequence[Mapping[str, Any]]) -> Section:
-    first, _, number = kind.partition(" ")
-    title, says = _DETAILS.get(first, (kind, ""))
+    # A recipe may have stages of one kind more than once: "grow 2", or by their places, "4 grow".
+    known = next((word for word in kind.split() if word in _DETAILS), None)
+    title, says = _DETAILS[known] if known is not None else (kind, "")
+    number = "" if known is None else " ".join(word for word in kind.split() if word != known)
+    heading = f"{title} (stage {number})" if number else title
     table = details_table(rows)
-    return Section(f"{title} {number}".strip() if first in _DETAILS else kind, (says, table) if says else (table,))
+    return Section(heading, (says, table) if says else (table,))
 
 
 def _faithful(run: RunReport) -> tuple[str | Table, ...]:

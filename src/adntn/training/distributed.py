@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-__all__ = ["Traffic", "agree", "leave", "share", "spread_buffers", "total"]
+__all__ = ["Traffic", "agree", "leave", "one_process", "share", "spread_buffers", "total"]
+
+
+# Whether this process works for itself though there are others, see :func:`one_process`.
+_by_itself: ContextVar[bool] = ContextVar("adntn_by_itself", default=False)
+
+
+@contextlib.contextmanager
+def one_process() -> Iterator[None]:
+    """Work in this process alone within a block, though there are others: they wait, and exchange nothing with it."""
+    before = _by_itself.set(True)
+    try:
+        yield
+    finally:
+        _by_itself.reset(before)
 
 
 def share() -> tuple[int, int]:
     """Return this process's number, from 0, and how many there are."""
+    if _by_itself.get():
+        return 0, 1
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     if "TORCHELASTIC_RUN_ID" in os.environ:
@@ -24,7 +42,7 @@ def share() -> tuple[int, int]:
 
 
 def _alone() -> bool:
-    return not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)
+    return _by_itself.get() or not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)
 
 
 def agree(flags: Sequence[bool], device: torch.device) -> list[bool]:
@@ -61,13 +79,14 @@ class Traffic:
 
     def watch(self, model: nn.parallel.DistributedDataParallel) -> None:
         """Count from now on; the gradients are averaged as they are without."""
+        # Torch reads a hook's annotations, and understands none that are texts.
+        model.register_comm_hook(None, lambda group, bucket: self._averaged(group, bucket))
+
+    def _averaged(self, group: Any, bucket: Any) -> torch.futures.Future[Tensor]:
         from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-        def counted(group: Any, bucket: Any) -> torch.futures.Future[Tensor]:
-            self.bytes += bucket.buffer().numel() * bucket.buffer().element_size()
-            return allreduce_hook(group, bucket)
-
-        model.register_comm_hook(None, counted)
+        self.bytes += bucket.buffer().numel() * bucket.buffer().element_size()
+        return allreduce_hook(group, bucket)
 
 
 def leave(status: int = 0) -> NoReturn:

@@ -1,6 +1,6 @@
 """The folder of a run: what was asked, where it ran, what each stage came to. Every file is whole at any time.
 
-recipe.json environment.json report.json
+recipe.json environment.json run.json report.*
 00-teacher/ 01-select/ ...   model.safetensors, result.json, and what the stage itself keeps
 """
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adntn.compress import cached
 from adntn.training.data import Batches, Part, TrainingData
 from adntn.training.distributed import share, total
 
@@ -40,7 +41,7 @@ def look(
     sums = torch.zeros(2, dtype=torch.float64, device=device)
     model.eval()
     try:
-        with torch.no_grad():
+        with cached(model):
             for images, labels in Batches(own, 1024):
                 logits = forward(model, data.normalized(images.to(device)), precision).float()
                 labels = labels.to(device)

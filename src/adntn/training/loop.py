@@ -14,6 +14,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from torch import nn
 
 from adntn.checkpoint import load_execution_state
@@ -151,6 +152,8 @@ def _restore(model: nn.Module, checkpoint: Mapping[str, Any] | None) -> Position
         load_execution_state(model, checkpoint[ENTRY]["execution"])
         values = checkpoint[ENTRY]["position"]
         position = Position(**{f.name: values[f.name] for f in fields(Position)})
+        if share()[0] > 0:
+            position.sums = dict.fromkeys(position.sums, 0.0)  # the first process goes on with those of all
         if position.finished and checkpoint[ENTRY]["average"] is not None:
             Average(model, 0.0, checkpoint[ENTRY]["average"]).put()
         return position
@@ -177,7 +180,8 @@ def _attempt(
 
 
 def _trainer(task: Task, position: Position, device: str) -> pl.Trainer:
-    options: dict[str, Any] = {"devices": 1}
+    # Lightning would look for torchrun's environment itself, also where this process works alone.
+    options: dict[str, Any] = {"devices": 1, "plugins": [task.keeper, LightningEnvironment()]}
     if share()[1] > 1:
         from pytorch_lightning.strategies import DDPStrategy
 
@@ -187,12 +191,12 @@ def _trainer(task: Task, position: Position, device: str) -> pl.Trainer:
             "strategy": DDPStrategy(process_group_backend=backend),
             "devices": local,
             "num_nodes": share()[1] // local,
+            "plugins": [task.keeper],
         }
     return pl.Trainer(
         accelerator="cpu" if device == "cpu" else "gpu",
         max_epochs=task.how.epochs - position.epoch,
         logger=False,
-        plugins=[task.keeper],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from adntn.checkpoint import save
-from adntn.compress import cached
 from adntn.describe import describe
-from adntn.training.data import Batches, Part, TrainingData
+from adntn.training.data import Part, TrainingData
+from adntn.training.distributed import one_process
+from adntn.training.looking import look
 
 __all__ = ["Measures", "accuracy_and_loss", "measure"]
 
@@ -48,18 +48,12 @@ def accuracy_and_loss(model: nn.Module, part: Part, data: TrainingData, device: 
 
     The model is left where it is and in the mode that it was in.
     """
-    training = model.training
-    model.eval()
-    right, loss, home = 0, 0.0, next((p.device for p in model.parameters()), torch.device("cpu"))
+    home = next((p.device for p in model.parameters()), torch.device("cpu"))
     model.to(device)
-    with cached(model):
-        for images, labels in Batches(part, 1024):
-            logits = model(data.normalized(images.to(device))).float()
-            labels = labels.to(device)
-            right += int((logits.argmax(1) == labels).sum())
-            loss += float(F.cross_entropy(logits, labels, reduction="sum"))
-    model.to(home).train(training)
-    return right / len(part), loss / len(part)
+    with one_process():
+        found = look(model, data, part, device=device)
+    model.to(home)
+    return found
 
 
 def measure(model: nn.Module, data: TrainingData, *, file: Path | None = None, device: str = "cpu") -> Measures:

@@ -195,6 +195,8 @@ class Run(pl.LightningModule):
 
     def _rerun(self) -> Tensor:
         assert self._batch is not None
+        if self.task.on_step is not None:
+            self.task.on_step(self.position.step, self.task.steps)
         self._reseed()
         device = next(self.model.parameters()).device
         images, labels = self._batch
@@ -216,6 +218,7 @@ class Run(pl.LightningModule):
         if now - self._told > _TELL_EVERY:
             self._tell()
         if self.stop is not None and position.batch < task.batches:
+            position.sums = self._totals()
             self.save(PAUSE)
             self._leave(self.stop)
 
@@ -249,15 +252,20 @@ class Run(pl.LightningModule):
         self._since = time.perf_counter()
 
     def _means(self) -> dict[str, float]:
-        names = list(self.position.sums)
-        sums = total(torch.tensor(list(self.position.sums.values()), dtype=torch.float64, device=self.device)).tolist()
-        images = sums[names.index("images")]
+        sums = self._totals()
+        images = sums.pop("images")
         row: dict[str, float] = {"step": self.position.step, "epoch": self.position.epoch + 1}
-        row |= {name: value / images for name, value in zip(names, sums, strict=True) if name != "images"}
+        row |= {name: value / images for name, value in sums.items()}
         row["rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
         if share()[1] > 1:
             row["bytes_per_step"] = self.position.sent / self.position.step
         return row
+
+    def _totals(self) -> dict[str, float]:
+        """Return the epoch's sums over all processes."""
+        sums = self.position.sums
+        values = total(torch.tensor(list(sums.values()), dtype=torch.float64, device=self.device))
+        return dict(zip(sums, values.tolist(), strict=True))
 
     def _out_of_patience(self) -> bool:
         patience, curve = self.task.how.patience, self.position.curve

@@ -73,7 +73,7 @@ class Losses(Options):
         ConfigError: an option is unknown or impossible, or no term has a weight.
 
     Example:
-        >>> Losses(distillation={"weight": 0.5, "temperature": 4.0}, isometry=1e-3)
+        >>> Losses.from_dict({"distillation": {"weight": 0.5, "temperature": 4.0}, "isometry": 1e-3})
     """
 
     cross_entropy: CrossEntropy = field(default_factory=CrossEntropy)
@@ -169,7 +169,7 @@ class Objective:
         ShapeError: a weight of the teacher has another shape.
 
     Example:
-        >>> objective = Objective(Losses(distillation=0.5, isometry=1e-3), model, teacher)
+        >>> objective = Objective(Losses(distillation=Distillation(weight=0.5)), model, teacher)
         >>> loss, values = objective(model, images, labels)
         >>> loss.backward()
         >>> objective.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -34,12 +34,20 @@ class Target:
     """A weight of the teacher.
 
     Attributes:
-        values: of it.
+        owner: the module whose weight it is.
+        name: in that module.
         rms: its root mean square; 1 for a weight of zeros.
     """
 
-    values: Tensor
-    rms: float
+    owner: nn.Module
+    name: str
+    rms: float = 1.0
+
+    @property
+    def values(self) -> Tensor:
+        """The weight, wherever the teacher is now."""
+        weight: Tensor = getattr(self.owner, self.name)
+        return weight.detach()
 
     @property
     def size(self) -> int:
@@ -124,22 +132,23 @@ class Pair:
         """
         found = []
         for name, layer in self.layers(names, term).items():
-            values = self._teachers_weight(name, term)
+            target = self._target(name, term)
+            values = target.values
             if tuple(values.shape) != tuple(layer.shape):
                 raise ShapeError(
                     f"{term}: {name!r} has a weight of shape {tuple(layer.shape)} in the model and of shape "
                     f"{tuple(values.shape)} in the teacher."
                 )
-            square = values.float().square().mean().item() if values.numel() else 0.0
-            found.append((layer, Target(values, square**0.5 or 1.0)))
+            rms = values.float().square().mean().sqrt().item()
+            found.append((layer, replace(target, rms=rms or 1.0)))
         return found
 
-    def _teachers_weight(self, name: str, term: str) -> Tensor:
+    def _target(self, name: str, term: str) -> Target:
         module, _, own = name.rpartition(".")
         for owner, attribute in ((name, "weight"), (module, own)):
-            values = getattr(self._teachers.get(owner), attribute, None)
-            if isinstance(values, Tensor):
-                return values.detach()
+            there = self._teachers.get(owner)
+            if there is not None and isinstance(getattr(there, attribute, None), Tensor):
+                return Target(there, attribute)
         raise ConfigError(f"{term}: the teacher has no weight {name!r}; name the layers that it has, as layers=[...].")
 
     @torch.no_grad()
@@ -170,9 +179,9 @@ class Pair:
 
 def _named(model: nn.Module) -> dict[str, nn.Module]:
     # What torch.compile wraps around a module comes before it, and has the same name.
-    return {plain_name(name): module for name, module in model.named_modules() if name}
+    return {plain_name(name): module for name, module in model.named_modules()}
 
 
 def _listed(names: Mapping[str, object]) -> str:
-    first = list(names)[:8]
-    return ", ".join(first) + (f" and {len(names) - 8} more" if len(names) > 8 else "") or "none"
+    named = [name for name in names if name]  # the model itself has none
+    return ", ".join(named[:8]) + (f" and {len(named) - 8} more" if len(named) > 8 else "") or "none"

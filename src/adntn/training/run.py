@@ -21,6 +21,7 @@ from adntn.checkpoint import load, save
 from adntn.errors import ConfigError, TrainingStopped
 from adntn.savefile import is_ours
 from adntn.training.data import TrainingData
+from adntn.training.distributed import one_process
 from adntn.training.folder import RunFolder, read_json, write_json
 from adntn.training.measure import measure
 from adntn.training.recipe import Recipe
@@ -116,8 +117,8 @@ def run_stages(
     steps: list[tuple[int, str, Stage | None]] = [(n, stage.kind, stage) for n, stage in enumerate(recipe.stages, 1)]
     if recipe.teacher is not None:
         steps.insert(0, (0, "teacher", None))
-    for stage in recipe.stages:
-        stage.check(built())  # what cannot be done is said now, not after the teacher has been trained
+    for each in recipe.stages:
+        each.check(built())  # what cannot be done is said now, not after the teacher has been trained
     previous: Path | None = None
     with _together():
         for number, kind, stage in steps:
@@ -156,8 +157,11 @@ def _run_one(recipe: Recipe, state: State, number: int, kind: str, stage: Stage 
     try:
         if stage is None:
             outcome = _make_teacher(recipe, state)
-        elif not alone or _is_first():
+        elif not alone:
             outcome = stage.run(state)
+        elif _is_first():
+            with one_process():
+                outcome = stage.run(state)
     except TrainingStopped:
         if _is_first():
             write_json(spent, {"seconds": before + time.perf_counter() - began})

@@ -94,8 +94,12 @@ def test_tied_generated_layers_and_other_precisions(tmp_path: Path, dtype: torch
     assert plain.get_buffer("seen") == 3
 
 
-def test_a_model_without_generated_layers_and_a_compiled_one(tmp_path: Path) -> None:
+def test_a_model_without_generated_layers(tmp_path: Path) -> None:
     assert Finish().run(state(tmp_path, Net()))["cores"]["difference"] == 0
+
+
+@pytest.mark.slow
+def test_a_compiled_model(tmp_path: Path) -> None:
     model = Net()
     adntn.compress_(model, CONFIG, ["head.0"])
     compiled = torch.compile(model, backend="eager")

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import ClassVar
 
+from adntn.training.objective import Losses
 from adntn.training.optimization import Optimization
 from adntn.training.stages.base import Outcome, Stage, State
+from adntn.training.stages.fitting import fit_state
 
 __all__ = ["FineTune"]
 
@@ -17,26 +19,15 @@ class FineTune(Stage):
 
     Attributes:
         optimization: how to train.
+        losses: to train for; None means cross-entropy.
     """
 
     kind: ClassVar[str] = "fine-tune"
+    in_every_process: ClassVar[bool] = True
     what = "a fine-tune stage"
 
     optimization: Optimization = field(default_factory=Optimization)
+    losses: Losses | None = None
 
     def run(self, state: State) -> Outcome:
-        from adntn.training.loop import fit
-
-        fitted = fit(
-            state.model,
-            state.data,
-            self.optimization,
-            teacher=state.teacher,
-            folder=state.folder,
-            seed=state.seed,
-            device=state.device,
-            log=state.log,
-            tell=state.tell,
-            deadline=state.deadline,
-        )
-        return asdict(fitted)
+        return asdict(fit_state(state, self.optimization, self.losses))

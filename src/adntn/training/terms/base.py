@@ -53,6 +53,7 @@ class Term(Options, ABC):
     weight: float = 1.0
 
     what = "a term"
+    has_shorthand: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = False
     needs_teacher: ClassVar[bool] = False
     runs_teacher: ClassVar[bool] = False

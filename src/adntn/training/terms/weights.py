@@ -76,7 +76,8 @@ class SampledFrobenius(_Reconstruction):
     def compare(self, layer: GeneratedWeight, target: Target, step: Step) -> Tensor:
         columns = [torch.randint(size, (self.samples,), generator=step.chance) for size in layer.shape]
         index = torch.stack(columns, 1).to(layer.device)
-        wanted = target.values[index.to(target.values.device).unbind(1)].to(layer.device)
+        values = target.values
+        wanted = values[index.to(values.device).unbind(1)].to(layer.device)
         return losses.sampled_frobenius(layer, wanted, index) / target.rms**2
 
 

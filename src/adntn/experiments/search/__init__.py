@@ -1,0 +1,1 @@
+"""Sizes without tuning by hand: ``adntn search``, on Optuna."""

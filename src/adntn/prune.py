@@ -75,7 +75,10 @@ class PruneReport:
         width = max((len(row.name) for row in self.layers), default=0)
         lines = []
         for row in self.layers:
-            what = ", ".join(f"{count} {kind}" for kind, count in row.found.items()) or "nothing"
+            what = ", ".join(f"{count} {kind}" for kind, count in row.found.items())
+            if not what:
+                lines.append(f"{row.name:<{width}}  {row.numbers_before:,} numbers, nothing under the threshold")
+                continue
             how = "" if row.accepted else "; left as it was"
             lines.append(
                 f"{row.name:<{width}}  {row.numbers_before:,} -> {row.numbers_after:,} numbers without {what}, weight "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,11 +14,16 @@ from small_runs import small_model, two_classes
 
 import adntn
 from adntn.errors import ConfigError
+from adntn.training.folder import RunFolder
 from adntn.training.objective import Losses
 from adntn.training.optimization import Optimization
+from adntn.training.recipe import Recipe, Teacher
+from adntn.training.run import run_stages
 from adntn.training.stages import STAGES
 from adntn.training.stages.base import Event, State
+from adntn.training.stages.finish import Finish
 from adntn.training.stages.quantize import Quantize
+from adntn.training.stages.select import Select
 
 HOW = Optimization(epochs=3, batch_size=15, schedule="constant")
 
@@ -83,3 +89,19 @@ def test_a_second_run_comes_to_the_same(tmp_path: Path) -> None:
         models.append(here.model.state_dict())
     assert outcomes[0] == outcomes[1]
     assert all(torch.equal(value, models[1][name]) for name, value in models[0].items())
+
+
+def test_a_run_keeps_what_is_quantised_packed_and_goes_on_from_there(tmp_path: Path) -> None:
+    stages = (Select(targets=("1",)), Quantize(bits=4, optimization=HOW), Finish(images=5))
+    recipe, folder = Recipe(teacher=Teacher(as_built=True), stages=stages), RunFolder(tmp_path)
+    *_, rounded, finished = run_stages(recipe, small_model, two_classes(), folder)
+    model = adntn.load(small_model(), rounded.file)
+    assert model[1].quantization == adntn.Quantization(4)
+    assert finished.outcome["cores"]["difference"] == 0.0
+    assert torch.equal(adntn.load(small_model(), finished.file)[1].weight, model[1].weight)
+    accuracy = rounded.outcome["validation_accuracy"]["trained"]
+    assert rounded.measures["validation_accuracy"] == pytest.approx(accuracy)
+    # The same run, of which the last stage is done again, comes to the same.
+    shutil.rmtree(finished.file.parent)
+    again = run_stages(recipe, small_model, two_classes(), folder)[-1]
+    assert again.outcome == finished.outcome

@@ -195,7 +195,9 @@ def large() -> list[dict[str, Any]]:
     modes, array = [2] * 24, weight.double().numpy()
     began = time.perf_counter()
     tensor_train(array.reshape(modes), [1, *(min(5, 2**k, 2 ** (24 - k)) for k in range(1, 24)), 1])
-    found.append({"part": "seconds", "way": "tensorly's `tensor_train`, rank 5", "seconds": time.perf_counter() - began})
+    found.append(
+        {"part": "seconds", "way": "tensorly's `tensor_train`, rank 5", "seconds": time.perf_counter() - began}
+    )
     return found
 
 

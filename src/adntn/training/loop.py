@@ -228,6 +228,8 @@ def _quiet() -> Iterator[None]:
         # Lightning advises more loader processes; the images are in memory and need none.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
+        # The gradient of a convolution of one channel may have any of several strides, which all mean the same.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         # Lightning walks batches with a pytree check that torch has since renamed.
         warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", category=FutureWarning)
         yield

@@ -84,6 +84,9 @@ def fit(
     from there, and on a CPU comes to the same weights, to the bit, as without the interruption. Started by torchrun in
     several processes, which all must call it, it trains one model on shares of each batch.
 
+    Chance is torch's own generator, seeded before each step and given back as it was at the end; two runs in threads of
+    one process would draw from each other's. Run them in processes.
+
     Args:
         model: takes normalised images ``(batch, C, H, W)`` and returns logits ``(batch, num_classes)``.
         data: to train on; it is looked at the validation images after each epoch.

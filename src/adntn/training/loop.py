@@ -84,6 +84,9 @@ def fit(
     from there, and on a CPU comes to the same weights, to the bit, as without the interruption. Started by torchrun in
     several processes, which all must call it, it trains one model on shares of each batch.
 
+    Chance is torch's own generator, seeded before each step and given back as it was at the end; two runs in threads of
+    one process would draw from each other's. Run them in processes.
+
     Args:
         model: takes normalised images ``(batch, C, H, W)`` and returns logits ``(batch, num_classes)``.
         data: to train on; it is looked at the validation images after each epoch.
@@ -228,6 +231,8 @@ def _quiet() -> Iterator[None]:
         # Lightning advises more loader processes; the images are in memory and need none.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
+        # The gradient of a convolution of one channel may have any of several strides, which all mean the same.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         # Lightning walks batches with a pytree check that torch has since renamed.
         warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", category=FutureWarning)
         yield

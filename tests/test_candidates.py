@@ -49,6 +49,9 @@ def test_what_cannot_be_or_would_be_slow_or_larger_is_left_out() -> None:
     assert usable(GeneratorConfig(), (4, 4), CPU) is None  # 16 numbers
     assert usable(GeneratorConfig(bond_dim=3), (512, 512), CPU) is not None
     assert usable(GeneratorConfig(bond_dim=4), (512, 512), CPU) is None  # a hidden state as large as the weight
+    # Factors of twice the weight's arithmetic; without factors there is nothing to lose.
+    assert usable(GeneratorConfig(bond_dim=3, groups=4, terms=2), (1000, 1000), CPU) is None
+    assert usable(GeneratorConfig(bond_dim=3, groups=4, terms=2, order="paired"), (1000, 1000), CPU) is not None
     assert usable(GeneratorConfig(bond_dim=64), (4096, 4096), CPU) is None  # no memory holds that
 
 

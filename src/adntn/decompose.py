@@ -76,7 +76,8 @@ def warm_start_(module: GeneratorModule, target: Tensor, *, sweeps: int = 0, sca
     """Start a generator from a trained weight, in place, by decomposing the weight on the generator's own shape.
 
     A tree gets the hierarchical SVD of the weight's modes, padded with zeros: from the leaves to the root, every
-    expansion core becomes the leading ``bond_dim`` singular vectors of its children, and the root what remains. Its
+    expansion core becomes a basis of the leading ``bond_dim`` singular vectors of its children, and the root what
+    remains. Its
     error is at most sqrt(modes) times that of the best linear tree. Carries and disentanglers become identities, the
     gates of activations close, so that the tree stays linear where it has them, and all other gates open; what
     activations learn is left as it is. Groups are decomposed each on its own, the terms of a sum one after the other,
@@ -295,29 +296,27 @@ def _project(state: Tensor, found: list[Tensor]) -> Tensor:  # shape: (groups, c
 
 
 def _leading_vectors(matrix: Tensor, count: int) -> Tensor:
-    """Return leading left singular vectors, shape ``(groups, rows, count)``.
+    """Return a basis of the leading left singular vectors, shape ``(groups, rows, count)``.
 
-    Where more are asked for than there are rows, they are a tight frame: their product with their transpose is the
-    identity, and none is zero, so that all of them can learn.
+    Not the vectors themselves: on these the state is one large entry and many small ones, which an activation bends
+    most. A rotation of them, which changes nothing in a linear tree, makes the entries alike. Where more are asked for
+    than there are rows, it is a tight frame: its product with its transpose is the identity, and none is zero, so that
+    all of them can learn.
 
     Args:
         matrix: shape ``(groups, rows, columns)``, few rows.
         count: how many.
     """
-    vectors: Tensor = torch.linalg.eigh(matrix @ matrix.mT)[1].flip(2)
+    vectors: Tensor = torch.linalg.eigh(matrix @ matrix.mT)[1].flip(2)[:, :, :count]
     # A vector's sign is the machine's choice, and not every activation is odd.
     largest = vectors.gather(1, vectors.abs().argmax(dim=1, keepdim=True))
-    vectors = vectors * torch.where(largest < 0, -1.0, 1.0)
-    rows = matrix.shape[1]
-    if count <= rows:
-        return vectors[:, :, :count]
-    return vectors @ _frame(rows, count).to(vectors)
+    return vectors * torch.where(largest < 0, -1.0, 1.0) @ _frame(vectors.shape[2], count).to(vectors)
 
 
 def _frame(rows: int, columns: int) -> Tensor:
-    """Return orthonormal rows, more columns than rows, no two columns alike: of a cosine transform."""
-    row = torch.arange(rows, dtype=torch.float64).unsqueeze(1)
-    column = torch.arange(columns, dtype=torch.float64) + 0.5
+    """Return orthonormal rows, no more than columns, the first of equal entries: those of a cosine transform."""
+    row = torch.arange(rows, dtype=torch.float64, device="cpu").unsqueeze(1)
+    column = torch.arange(columns, dtype=torch.float64, device="cpu") + 0.5
     frame = math.sqrt(2.0 / columns) * torch.cos(math.pi * row * column / columns)
     frame[0] /= math.sqrt(2.0)
     return frame

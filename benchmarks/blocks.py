@@ -40,11 +40,10 @@ EPOCHS = 5
 
 GENERATORS = {
     "ttn": {"topology": "ttn"},
-    "mera": {"topology": "mera"},
     "lowrank of rank 4": {"topology": "lowrank", "bond_dim": 4},
 }
 OBJECTIVES = ("random", "weight", "outputs", "task")
-RATES = {"outputs": (0.01, 0.03, 0.1), "task": (0.003, 0.01, 0.03)}
+RATES = {"outputs": (0.01, 0.03, 0.1), "task": (0.01, 0.03, 0.1)}
 
 
 def main() -> None:
@@ -54,24 +53,41 @@ def main() -> None:
     args = parser.parse_args()
     if not args.table:
         torch.set_num_threads(1)
-        data, rows, rates = digits(), [], []
-        for seed in args.seeds:
-            dense = teacher(data, seed)
-            for generator in GENERATORS:
-                for objective in OBJECTIVES:
-                    rows.append(run(dense, data, generator, objective, seed))
-                    print(json.dumps(rows[-1]), flush=True)
-                for objective, tried in RATES.items():
-                    for lr in tried if generator != "mera" and seed < 2 else ():
-                        rates.append(rate(dense, data, generator, objective, lr, seed))
-                        print(json.dumps(rates[-1]), flush=True)
-        environment = {"torch": torch.__version__, "python": platform.python_version(), "threads": 1}
-        content = {"environment": environment, "speed": speed(teacher(data, 0), data)}
-        with writing(RESULTS) as temporary:
-            lists = {name: ",\n".join(map(json.dumps, each)) for name, each in (("rows", rows), ("rates", rates))}
-            body = ",\n".join(f'"{name}": [\n{lines}\n]' for name, lines in lists.items())
-            temporary.write_text(json.dumps(content)[:-1] + f",\n{body}}}\n")
+        measure(args.seeds)
     print(reached(), tried_rates(), workers(), sep="\n\n")
+
+
+def measure(seeds: list[int]) -> None:
+    """Measure what is not in the file yet, and write it down as it comes."""
+    data = digits()
+    content = results() if RESULTS.exists() else {"rows": [], "rates": [], "speed": []}
+    for seed in seeds:
+        dense = teacher(data, seed)
+        for generator in GENERATORS:
+            for objective in OBJECTIVES:
+                if not has(content["rows"], generator=generator, objective=objective, seed=seed):
+                    note(content, "rows", run(dense, data, generator, objective, seed))
+        for objective, tried in RATES.items():
+            for lr in tried if seed == 0 else ():
+                if not has(content["rates"], objective=objective, lr=lr):
+                    note(content, "rates", rate(dense, data, "ttn", objective, lr, seed))
+    for objective in OBJECTIVES[1:]:
+        if not has(content["speed"], objective=objective):
+            note(content, "speed", speed(teacher(data, 0), data, objective))
+
+
+def has(rows: list[dict[str, Any]], **wanted: object) -> bool:
+    return any(all(row[name] == value for name, value in wanted.items()) for row in rows)
+
+
+def note(content: dict[str, Any], name: str, row: dict[str, object]) -> None:
+    print(json.dumps(row), flush=True)
+    content[name].append(row)
+    content["environment"] = {"torch": torch.__version__, "python": platform.python_version(), "threads": 1}
+    lists = {each: ",\n".join(map(json.dumps, content[each])) for each in ("rows", "rates", "speed")}
+    body = ",\n".join(f'"{each}": [\n{lines}\n]' for each, lines in lists.items())
+    with writing(RESULTS) as temporary:
+        temporary.write_text(f'{{"environment": {json.dumps(content["environment"])},\n{body}}}\n')
 
 
 def digits() -> TrainingData:
@@ -156,19 +172,19 @@ def rate(
     return {"generator": generator, "objective": objective, "lr": lr, "seed": seed, "after": after}
 
 
-def speed(dense: nn.Module, data: TrainingData) -> list[dict[str, object]]:
+def speed(dense: nn.Module, data: TrainingData, objective: str) -> dict[str, object]:
     """Time one and two workers in turns; the workers are there already, as they are from the second stage on."""
-    rows: list[dict[str, object]] = []
-    for objective in OBJECTIVES[1:]:
-        seconds: dict[int, list[float]] = {1: [], 2: []}
-        for turn in range(3):
-            for count, times in seconds.items():
-                began = time.perf_counter()
-                fit(Blocks(objective=objective, workers=count), compressed(dense, "mera", turn), dense, data, turn)
-                times.append(time.perf_counter() - began)
-        rows.append({"objective": objective, "first_of_two": seconds[2][0]})
-        rows[-1] |= {f"seconds_{count}": times[1:] for count, times in seconds.items()}
-    return rows
+    seconds: dict[int, list[float]] = {1: [], 2: []}
+    for turn in range(3):
+        for count, times in seconds.items():
+            began = time.perf_counter()
+            fit(Blocks(objective=objective, workers=count), compressed(dense, "ttn", turn), dense, data, turn)
+            times.append(time.perf_counter() - began)
+    return {
+        "objective": objective,
+        "first_of_two": seconds[2][0],
+        **{f"seconds_{count}": times[1:] for count, times in seconds.items()},
+    }
 
 
 # --- tables ---------------------------------------------------------------------------------------------------------
@@ -201,13 +217,9 @@ def reached() -> str:
 
 def tried_rates() -> str:
     """Return errors for each learning rate, as a Markdown table."""
-    body = []
     rows = results()["rates"]
-    for generator, objective, lr in dict.fromkeys((row["generator"], row["objective"], row["lr"]) for row in rows):
-        mine = [row for row in rows if (row["generator"], row["objective"], row["lr"]) == (generator, objective, lr)]
-        errors = [spread([row["after"][i] for row in mine], 2) for i in range(2)]
-        body.append([objective, generator, f"{lr:g}", *errors])
-    return markdown(["objective", "generator", "rate", *TARGETS], body)
+    body = [[row["objective"], f"{row['lr']:g}", *(f"{error:.2f}" for error in row["after"])] for row in rows]
+    return markdown(["objective", "rate", *TARGETS], body)
 
 
 def workers() -> str:

@@ -147,9 +147,12 @@ def run_tasks(
                 yield from parallel(batch)
         else:
             call = joblib.delayed(_Watched(function, os.getpid()))
-            stack.enter_context(joblib.parallel_config(backend="loky", idle_worker_timeout=20))
             parallel = joblib.Parallel(
-                n_jobs=workers, batch_size=1, pre_dispatch="n_jobs", return_as="generator_unordered"
+                n_jobs=workers,
+                backend="loky",
+                batch_size=1,
+                pre_dispatch="n_jobs",
+                return_as="generator_unordered",
             )
             results = parallel(call(task) for task in feed)
             stack.callback(_close, results)

@@ -4,6 +4,7 @@ import copy
 import importlib.util
 import json
 import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -468,6 +469,21 @@ def test_a_block_that_fails_is_named_and_others_are_kept(workers: int, tmp_path:
         run(stage, model, dense, tmp_path, tell=told.append)
     assert "in forward" in caught.value.__notes__[0]
     assert [event.text[:1] for event in told] == ["1"] * (workers - 1)
+
+
+class Dies(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and not self.training:
+            os._exit(1)
+        return super().forward(x)
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_stops_the_stage_with_what_is_kept(tmp_path: Path) -> None:
+    dense = teacher(lambda: nn.Sequential(nn.Flatten(), nn.Linear(24, 8), nn.Sequential(nn.Linear(8, 8), Dies(8, 3))))
+    stage = Blocks(**{**SHORT, "workers": 2}, layers=("1",), blocks=("2",))
+    with pytest.raises(TrainingStopped, match=r"a worker died, .*: \d of 2 blocks are kept"):
+        run(stage, compressed(dense, ["1", "2.0"]), dense, tmp_path)
 
 
 def test_an_error_of_the_librarys_own_keeps_its_type(dense: nn.Module, tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ __all__ = [
 
 OBJECTIVES = ("weight", "outputs", "task")
 
-# Adam's learning rate, L-BFGS iterations: what benchmarks/blocks.py found to give most for the time.
+# Adam's learning rate, of which benchmarks/blocks.py tries others, and L-BFGS iterations.
 _USUAL = {"weight": (FitOptions().lr, FitOptions().polish), "outputs": (3e-2, 0), "task": (3e-2, 0)}
 
 

@@ -163,7 +163,7 @@ class Blocks(BlockFit, Stage):
                 state.log(len(done), {f"{each.name}.before": each.before, f"{each.name}.after": each.after})
         except BrokenExecutor as error:
             raise TrainingStopped(
-                f"a worker died, of memory perhaps ({error}); {len(done)} of {total} blocks are kept. Fewer workers "
+                f"a worker died, for want of memory perhaps: {len(done)} of {total} blocks are kept. Fewer workers "
                 f"than {workers} need less."
             ) from error
         finally:

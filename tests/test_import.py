@@ -16,7 +16,10 @@ import adntn
 
 PACKAGE = Path(adntn.__file__).parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
-HEAVY = ("pytorch_lightning", "torchmetrics", "rich", "typer", "matplotlib", "sklearn", "pyarrow", "datasets", "pandas")
+HEAVY = (
+    *("pytorch_lightning", "torchmetrics", "rich", "typer", "matplotlib", "sklearn", "pyarrow", "datasets", "pandas"),
+    *("optuna", "codecarbon"),
+)
 
 
 def modules_after(statement: str) -> set[str]:

@@ -136,7 +136,7 @@ def test_a_part_that_would_be_empty_is_refused(validation: float) -> None:
 @pytest.mark.slow
 def test_two_processes_search_on_digits(tmp_path: Path) -> None:
     space = {"topology": ["ttn", "mera"], "groups": [1, 2, 4, 5], "lr": [5e-3, 1e-1]}
-    options = SearchOptions(trials=4, processes=2, budget=(79_000,), space=space, seeds=2, energy=False)
+    options = SearchOptions(trials=4, processes=2, budget=(79_000,), space=space, seeds=2, finalists=1, energy=False)
     outcome = run_search(RECIPE, options, tmp_path / "out")
     counts = outcome.counts[79_000]
     assert (counts.done + counts.pruned, counts.failed, counts.running) == (4, 0, 0)

@@ -19,11 +19,12 @@ from adntn.generator import Generator
 from adntn.options import check_number, check_whole
 from adntn.savefile import writing
 from adntn.topology import GeneratorConfig
-from adntn.training.objective import Losses, Objective
+from adntn.training.objective import Losses
 from adntn.training.optimization import Optimization
 from adntn.training.saliency import CHANGES, EXACT, grow_as_planned_, rank_growths
 from adntn.training.seeds import derive_seed
 from adntn.training.stages.base import Event, Outcome, Stage, State
+from adntn.training.stages.fitting import fit_state
 
 if TYPE_CHECKING:
     from adntn.training.loop import Fitted
@@ -62,6 +63,7 @@ class Grow(Stage):
     """
 
     kind: ClassVar[str] = "grow"
+    in_every_process: ClassVar[bool] = True
     what = "a stage of growth"
 
     parameters: int | None = None
@@ -160,31 +162,16 @@ class Grow(Stage):
 
     def _train(self, state: State, number: int, steps: int) -> Fitted:
         """Train the model in a leg before which so many steps were made."""
-        from adntn.training.loop import fit
-
-        seed = derive_seed(state.seed, "leg", number)
         folder = state.folder / f"leg-{number}"
         folder.mkdir(exist_ok=True)
-        objective = None
-        if self.losses is not None:
-            objective = Objective(self.losses, state.model, state.teacher, seed=seed)
-        try:
-            return fit(
-                state.model,
-                state.data,
-                replace(self.optimization, patience=self.patience),
-                objective=objective,
-                teacher=state.teacher,
-                folder=folder,
-                seed=seed,
-                device=state.device,
-                log=lambda step, values: state.log(steps + step, values),
-                tell=lambda event: state.tell(replace(event, text=f"leg {number}, {event.text}")),
-                deadline=state.deadline,
-            )
-        finally:
-            if objective is not None:
-                objective.close()
+        told = replace(
+            state,
+            folder=folder,
+            seed=derive_seed(state.seed, "leg", number),
+            log=lambda step, values: state.log(steps + step, values),
+            tell=lambda event: state.tell(replace(event, text=f"leg {number}, {event.text}")),
+        )
+        return fit_state(told, replace(self.optimization, patience=self.patience), self.losses)
 
 
 class _Legs:

@@ -12,7 +12,7 @@ from adntn.training.looking import look
 from adntn.training.objective import Losses
 from adntn.training.optimization import Optimization
 from adntn.training.stages.base import Event, Outcome, Stage, State
-from adntn.training.stages.training import train
+from adntn.training.stages.fitting import fit_state
 
 __all__ = ["Prune"]
 
@@ -37,6 +37,7 @@ class Prune(Stage):
     """
 
     kind: ClassVar[str] = "prune"
+    in_every_process: ClassVar[bool] = True
     what = "a prune stage"
 
     threshold: float = 1e-2
@@ -61,7 +62,7 @@ class Prune(Stage):
         state.tell(Event(0, 1, f"{before:,} -> {after:,} numbers, validation {100 * looks['pruned'][0]:.1f} %"))
         fitted = None
         if self.optimization is not None:
-            fitted = train(state, self.optimization, self.losses)
+            fitted = fit_state(state, self.optimization, self.losses)
             looks["trained"] = (fitted.validation_accuracy, fitted.validation_loss)
         return {
             "validation_accuracy": {when: accuracy for when, (accuracy, _) in looks.items()},

@@ -11,7 +11,7 @@ from adntn.training.looking import look
 from adntn.training.objective import Losses
 from adntn.training.optimization import Optimization
 from adntn.training.stages.base import Event, Outcome, Stage, State
-from adntn.training.stages.training import train
+from adntn.training.stages.fitting import fit_state
 
 __all__ = ["Quantize"]
 
@@ -34,6 +34,7 @@ class Quantize(Stage):
     """
 
     kind: ClassVar[str] = "quantize"
+    in_every_process: ClassVar[bool] = True
     what = "a quantize stage"
 
     bits: int = 8
@@ -53,7 +54,7 @@ class Quantize(Stage):
         state.tell(Event(0, 1, f"{self.bits} bits, validation {100 * looks['rounded'][0]:.1f} %"))
         fitted = None
         if self.optimization is not None:
-            fitted = train(state, self.optimization, self.losses)
+            fitted = fit_state(state, self.optimization, self.losses)
             looks["trained"] = (fitted.validation_accuracy, fitted.validation_loss)
         return {
             "bits": self.bits,

@@ -17,9 +17,10 @@ from adntn.fit import fit_
 from adntn.nn import GeneratedWeight
 from adntn.options import check_number, check_whole
 from adntn.targets import listing, matcher
+from adntn.training.objective import Losses
 from adntn.training.optimization import Optimization
-from adntn.training.seeds import derive_seed
 from adntn.training.stages.base import Event, Outcome, Stage, State
+from adntn.training.stages.fitting import fit_state
 
 __all__ = ["WarmStart", "bring_in"]
 
@@ -42,10 +43,12 @@ class WarmStart(Stage):
         homotopy_epochs: in which t rises from 0 to 1; 0 sets it to 1 at once, and nothing is trained.
         optimization: how to train, for as many epochs as it says, t being 1 after the homotopy's; None means the
             defaults, for ``homotopy_epochs``.
+        losses: of that training; None means cross-entropy.
         polish: steps of L-BFGS on the distance to the teacher's weights, at the end.
     """
 
     kind: ClassVar[str] = "warm-start"
+    in_every_process: ClassVar[bool] = True
     what = "a warm-start stage"
 
     layers: tuple[str, ...] = ("re:.*",)
@@ -53,6 +56,7 @@ class WarmStart(Stage):
     scale: float = 0.1
     homotopy_epochs: int = 0
     optimization: Optimization | None = None
+    losses: Losses | None = None
     polish: int = 0
 
     def __post_init__(self) -> None:
@@ -137,23 +141,9 @@ class WarmStart(Stage):
         return dict(owners.values()), skipped
 
     def _train(self, state: State, owners: Iterable[GeneratedWeight]) -> Outcome:
-        from adntn.training.loop import fit  # brings pytorch-lightning
-
         how = self.optimization or Optimization(epochs=self.homotopy_epochs)
         owners = list(owners)
-        fitted = fit(
-            state.model,
-            state.data,
-            how,
-            teacher=state.teacher,
-            folder=state.folder,
-            seed=derive_seed(state.seed, "homotopy"),
-            device=state.device,
-            log=state.log,
-            tell=state.tell,
-            deadline=state.deadline,
-            on_step=bring_in(owners, self.homotopy_epochs / how.epochs),
-        )
+        fitted = fit_state(state, how, self.losses, on_step=bring_in(owners, self.homotopy_epochs / how.epochs))
         for owner in owners:  # a run that had ended already made no step
             owner.activation_strength = 1.0
         return asdict(fitted)

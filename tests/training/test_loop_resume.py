@@ -133,7 +133,7 @@ def test_layers_run_as_they_did_before(tmp_path: Path) -> None:
         ({"model": lambda: generated(topology="mera")}, "generators '1' 'topology' was 'attn' and is 'mera'"),
         ({"data": replace(DATA, train=DATA.test)}, "images was"),
     ],
-    ids=str,
+    ids=["rate", "epochs", "seed", "model", "images"],
 )
 def test_the_checkpoint_of_another_run_is_refused(tmp_path: Path, change: dict[str, Any], said: str) -> None:
     with pytest.raises(TrainingStopped):

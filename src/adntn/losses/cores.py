@@ -134,10 +134,10 @@ def quantization_penalty(generator: GeneratorModule, *, bits: int = 8) -> Tensor
 
     The paper asks for a penalty and leaves it open. Here it is about the grid of :func:`adntn.quantize_`: every stored
     tensor, the root and each stack of cores, has a symmetric one in each tree, of step ``s = max|x| / (2^(bits-1) -
-    1)``. The mean is over all n numbers, in units of
-    the squared step: 0 on the grid, 1/4 at most, and 1/12 for numbers anywhere. Steps and nearest points are taken as
-    constants, so that the gradient, ``2 (x/s - round(x/s)) / (s n)``, draws each number to its nearest point. Gates and
-    an activation's own numbers are not among them.
+    1)``. The mean is over all n numbers, in units of the squared step: 0 on the grid, 1/4 at most, and 1/12 for numbers
+    anywhere. Steps and nearest points are taken as constants, so that the gradient, ``2 (x/s - round(x/s)) / (s n)``,
+    draws each number to its nearest point. Gates, an activation's own numbers and the one of a frozen weight are not
+    among them.
 
     Args:
         generator: of any topology, or a layer with one.

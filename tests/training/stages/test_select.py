@@ -126,7 +126,7 @@ def test_from_a_recipe_and_back() -> None:
         ({"orders": "pared"}, "Did you mean 'paired'"),
         ({"config": {"group": 2}}, "Did you mean 'groups'"),
         ({"overrides": {"1": {"terms": 0}}}, "terms=0"),
-        ({"init": "svd"}, "init='svd' is not known"),
+        ({"init": "svdd"}, "init='svdd' is not known.*'svd'"),
         ({"fit": {"steps": 1}}, "need init='fit'"),
         ({"init": "fit", "fit": {"step": 1}}, "Did you mean 'steps'"),
     ],

@@ -68,6 +68,15 @@ def _warm_started(outcome: Outcome) -> Rows:
     ]
 
 
+def _blocks_note(outcome: Outcome) -> str:
+    if "objective" not in outcome:
+        return ""
+    accuracy = outcome.get("validation_accuracy")
+    if outcome.get("kept", True) or accuracy is None:
+        return f"by {outcome['objective']}"
+    return f"by {outcome['objective']}; taken back, validation would have been {100 * accuracy['after']:.1f} %"
+
+
 def _blocks(outcome: Outcome) -> Rows:
     return [
         {"block": row["name"], **_picked(row, before="before", after="after", steps="steps", seconds="seconds")}
@@ -137,7 +146,7 @@ def _grow_note(outcome: Outcome) -> str:
 _NOTES: Mapping[str, Callable[[Outcome], str]] = MappingProxyType(
     {
         "select": _select_note,
-        "blocks": lambda outcome: f"by {outcome['objective']}" if "objective" in outcome else "",
+        "blocks": _blocks_note,
         "grow": _grow_note,
         "quantize": lambda outcome: f"{outcome['bits']} bits" if "bits" in outcome else "",
     }

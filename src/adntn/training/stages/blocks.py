@@ -16,11 +16,15 @@ from adntn.training.blocks.find import Block, check_names, find_blocks
 from adntn.training.blocks.jobs import BlockFit, Done, Job, run_job
 from adntn.training.blocks.make import Maker, threads
 from adntn.training.blocks.results import fingerprint, keep, kept, put, refusal
+from adntn.training.looking import look
 from adntn.training.parallel import ENGINES, check_engine, count_workers, run_tasks
 from adntn.training.recalibrate import recalibrate_norms
 from adntn.training.stages.base import Event, Outcome, Stage, State
 
 __all__ = ["Blocks"]
+
+
+KEEP = ("if-better", "always")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +41,8 @@ class Blocks(BlockFit, Stage):
         blocks: names or patterns of modules, each fitted as a whole.
         recalibrate_norms: whether the running statistics of all batch norms of the model are estimated anew at the end,
             on the calibration images.
+        keep: ``"if-better"``, or ``"always"``: blocks that are each nearer to the teacher can make a worse model,
+            where it has been trained as a whole before. Judged by the accuracy on the validation images.
         workers: how many blocks at once; None means as many as there are CPUs.
         engine: ``"local"``, processes of this machine, or ``"ray"``, a Ray cluster.
         ray_address: of the cluster; None means the variable ``RAY_ADDRESS``, or a cluster that this process is
@@ -56,6 +62,7 @@ class Blocks(BlockFit, Stage):
     layers: tuple[str, ...] = ("re:.*",)
     blocks: tuple[str, ...] = ()
     recalibrate_norms: bool = True
+    keep: str = "if-better"
     workers: int | None = None
     engine: str = "local"
     ray_address: str | None = None
@@ -63,6 +70,7 @@ class Blocks(BlockFit, Stage):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("engine", self.engine, ENGINES)
+        check_choice("keep", self.keep, KEEP)
         check_flag("recalibrate_norms", self.recalibrate_norms)
         if self.workers is not None:
             check_whole("workers", self.workers, 1)
@@ -99,14 +107,22 @@ class Blocks(BlockFit, Stage):
         rest = [block for block in blocks if block.name not in done]
         workers, why = self._workers(maker, rest)
         self._fit(state, maker, rest, workers, done, marks)
+        accuracy = {"before": self._accuracy(state)}
+        was = {name: value.clone() for name, value in state.model.state_dict().items()}
         for block in blocks:
             put(block, how, done[block.name])
         norms = 0
         if self.recalibrate_norms:
             with threads(how.threads):
                 norms = recalibrate_norms(state.model, maker.calibration())
+        accuracy["after"] = self._accuracy(state)
+        is_kept = self.keep == "always" or accuracy["after"] >= accuracy["before"]
+        if not is_kept:
+            state.model.load_state_dict(was)
         outcome: Outcome = {
             "objective": self.objective,
+            "validation_accuracy": accuracy,
+            "kept": is_kept,
             "blocks": [_row(block, done[block.name], block.name in before) for block in blocks],
             "recalibrated_norms": norms,
             "engine": self.engine,
@@ -115,6 +131,10 @@ class Blocks(BlockFit, Stage):
             "seconds": time.perf_counter() - began,
         }
         return outcome if why is None else {**outcome, "one_worker_because": why}
+
+    @staticmethod
+    def _accuracy(state: State) -> float:
+        return look(state.model, state.data, state.data.validation, device=state.device)[0]
 
     def fit_options(self) -> BlockFit:
         """Return how a single block is fitted."""

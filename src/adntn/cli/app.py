@@ -166,12 +166,16 @@ def inspect(
     columns: Columns = None,
     blocks: Blocks = None,
     subspace_dim: SubspaceDim = None,
+    parameters: Annotated[
+        int | None, typer.Option(help="Numbers that the whole model may store: print which layers, with which configs.")
+    ] = None,
+    size: Annotated[int | None, typer.Option("--bytes", help="Bytes that it may take, instead.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
 ) -> None:
-    """List a model's layers: shapes, parameters, what each topology would store, schedule, rank bound."""
+    """List a model's layers: shapes, parameters, what each topology would store; or what a budget buys."""
     given = {name: value for name, value in locals().items() if name in GENERATOR and value is not None}
     with Errors():
-        run_inspect(model, targets, split_names(topology), given, as_json)
+        run_inspect(model, targets, split_names(topology), given, as_json, parameters=parameters, size=size)
 
 
 @app.command()

@@ -12,8 +12,10 @@ import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from adntn.baselines import network
+from adntn.budget import fit_budget
 from adntn.cli.options import make_config, split_names
 from adntn.cli.screen import print_whole
 from adntn.errors import AdntnError, check_choice
@@ -27,6 +29,9 @@ def run_inspect(
     topologies: tuple[str, ...] | None,
     options: Mapping[str, Any],
     as_json: bool,
+    *,
+    parameters: int | None = None,
+    size: int | None = None,
 ) -> None:
     """Run ``adntn inspect``.
 
@@ -36,6 +41,8 @@ def run_inspect(
         topologies: to list; None means the trees.
         options: of the generators.
         as_json: whether to print JSON.
+        parameters: numbers that the whole model may store; with it, or ``size``, the plan for that is printed.
+        size: bytes that it may take.
 
     Raises:
         AdntnError: whatever is wrong with the options.
@@ -45,6 +52,9 @@ def run_inspect(
     # On the meta device a model has shapes and no memory.
     with torch.device("meta"):
         model = model_builder(spec, None, None)()
+    if parameters is not None or size is not None:
+        _plan(model, targets, topologies, options, as_json, parameters, size)
+        return
     places = choose_places(find_places(model), split_names(targets) or ("re:.*",), "targets", must_work=True)
     wanted = {id(weight) for place in places for weight in place.weights.values()}
     topologies = topologies or TREES
@@ -100,6 +110,27 @@ def run_inspect(
         style="dim",
         highlight=False,
     )
+
+
+def _plan(
+    model: nn.Module,
+    targets: str | None,
+    topologies: tuple[str, ...] | None,
+    options: Mapping[str, Any],
+    as_json: bool,
+    parameters: int | None,
+    size: int | None,
+) -> None:
+    """Print what a budget of the whole model buys."""
+    plan = fit_budget(
+        model,
+        parameters=parameters,
+        bytes=size,
+        targets=split_names(targets) or ("re:.*",),
+        config=make_config(options, topologies or TREES),
+        topologies=topologies or TREES,
+    )
+    typer.echo(plan.to_json() if as_json else str(plan))
 
 
 def _row(shape: tuple[int, ...], base: GeneratorConfig, topologies: tuple[str, ...]) -> dict[str, Any]:

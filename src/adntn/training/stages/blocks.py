@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor
@@ -24,7 +25,7 @@ from adntn.training.stages.base import Event, Outcome, Stage, State
 __all__ = ["Blocks"]
 
 
-KEEP = ("if-better", "always")
+KEEP = ("unless-worse", "always")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +42,9 @@ class Blocks(BlockFit, Stage):
         blocks: names or patterns of modules, each fitted as a whole.
         recalibrate_norms: whether the running statistics of all batch norms of the model are estimated anew at the end,
             on the calibration images.
-        keep: ``"if-better"``, or ``"always"``: blocks that are each nearer to the teacher can make a worse model,
-            where it has been trained as a whole before. Judged by the accuracy on the validation images.
+        keep: ``"always"``, or ``"unless-worse"``: blocks that are each nearer to the teacher can make a worse model, where
+            it has been trained as a whole before. They are taken back if the accuracy on the validation images falls by
+            more than two of its standard errors.
         workers: how many blocks at once; None means as many as there are CPUs.
         engine: ``"local"``, processes of this machine, or ``"ray"``, a Ray cluster.
         ray_address: of the cluster; None means the variable ``RAY_ADDRESS``, or a cluster that this process is
@@ -62,7 +64,7 @@ class Blocks(BlockFit, Stage):
     layers: tuple[str, ...] = ("re:.*",)
     blocks: tuple[str, ...] = ()
     recalibrate_norms: bool = True
-    keep: str = "if-better"
+    keep: str = "unless-worse"
     workers: int | None = None
     engine: str = "local"
     ray_address: str | None = None
@@ -116,7 +118,8 @@ class Blocks(BlockFit, Stage):
             with threads(how.threads):
                 norms = recalibrate_norms(state.model, maker.calibration())
         accuracy["after"] = self._accuracy(state)
-        is_kept = self.keep == "always" or accuracy["after"] >= accuracy["before"]
+        error = math.sqrt(accuracy["before"] * (1 - accuracy["before"]) / len(state.data.validation))
+        is_kept = self.keep == "always" or accuracy["after"] >= accuracy["before"] - 2 * error
         if not is_kept:
             state.model.load_state_dict(was)
         outcome: Outcome = {

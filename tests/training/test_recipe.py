@@ -71,7 +71,8 @@ def test_a_recipe_is_read_from_toml(tmp_path: Path) -> None:
         ({"stage": [{"epochs": 3}]}, "stage 1 is .*; it needs a kind"),
         ({"stage": [{"kind": "grown"}]}, r"stage 1, grown: kind='grown' is not known"),
         ({"stage": {"kind": "grow"}}, r"is not a list; write each stage as a table under \[\[stage\]\]"),
-        ({"validation": 1.0}, r"validation=1.0 is not possible; give a number that is above 0 and below 1"),
+        ({"validation": 1.5}, r"validation=1.5 is not possible; give a whole number"),
+        ({"validation": 0.0}, r"validation=0.0 is not possible; give a number that is above 0"),
         ({"validation": math.nan}, "validation=nan is not possible"),
         ({"seed": -1}, "seed=-1 is not possible"),
         ({"device": "tpu"}, "device='tpu' is not known"),
@@ -102,3 +103,20 @@ def test_stages_are_stages() -> None:
     assert Recipe(stages=(Shift(),)).stages == (Shift(),)
     with pytest.raises(ConfigError, match="a stage is one of"):
         Recipe(stages=("grow",))  # type: ignore[arg-type]
+
+
+ROOT = Path(__file__).parents[2]
+FOUND = sorted((ROOT / "docs" / "results").rglob("point-*.toml"))
+EXAMPLES = sorted((ROOT / "examples").glob("*.toml"))
+
+
+@pytest.mark.parametrize("file", FOUND, ids=lambda file: file.name)
+def test_what_a_search_has_found_is_a_recipe(file: Path) -> None:
+    assert [stage.kind for stage in Recipe.from_toml(file).stages] == ["select", "fine-tune"]
+
+
+@pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.name)
+def test_the_examples_are_recipes(file: Path) -> None:
+    recipe = Recipe.from_toml(file)
+    assert recipe.stages[-1].kind == "finish"
+    assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe

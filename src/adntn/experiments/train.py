@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from adntn.checkpoint import load
 from adntn.errors import ConfigError
 from adntn.experiments.data import ImageData, load_data
 from adntn.experiments.faithfulness import faithfulness
 from adntn.experiments.models import Builder, model_builder
+from adntn.experiments.parts import hold_out
 from adntn.experiments.rivals import train_rivals
-from adntn.training.data import Part, TrainingData
+from adntn.training.data import TrainingData
 from adntn.training.folder import RunFolder, describe_machine, read_json, write_json
 from adntn.training.recipe import Recipe
 from adntn.training.run import Finished, Tell, run_stages, seed_of
 
-__all__ = ["hold_out", "train"]
+__all__ = ["train"]
 
 
 def train(
@@ -65,41 +65,6 @@ def train(
     tell = tell if tell is not None else Tell()
     finished = run_stages(recipe, build, data, folder, tell=tell, deadline=deadline)
     return _report(recipe, images, data, build, folder, finished, tell, deadline) if first else {}
-
-
-def hold_out(images: ImageData, share: float, seed: int) -> TrainingData:
-    """Divide a data set's training images into those to learn from and those to choose by, classes in proportion.
-
-    Args:
-        images: the data set; its test images stay the test images.
-        share: of the training images, to choose by.
-        seed: of the draw.
-    """
-    labels = images.train.labels
-    random = torch.Generator().manual_seed(seed)
-    held: list[Tensor] = []
-    for label in range(images.num_classes):
-        own = (labels == label).nonzero().flatten()
-        held.append(own[torch.randperm(len(own), generator=random)[: round(share * len(own))]])
-    chosen = torch.zeros(len(labels), dtype=torch.bool)
-    chosen[torch.cat(held)] = True
-    if bool(chosen.all()) or not bool(chosen.any()):
-        raise ConfigError(
-            f"validation={share} of {len(labels)} training images leaves none to "
-            f"{'learn from' if bool(chosen.all()) else 'choose by'}."
-        )
-
-    def part(which: Tensor) -> Part:
-        return Part(images.train.images[which], labels[which])
-
-    return TrainingData(
-        train=part(~chosen),
-        validation=part(chosen),
-        test=Part(images.test.images, images.test.labels),
-        num_classes=images.num_classes,
-        mean=torch.tensor(images.mean),
-        std=torch.tensor(images.std),
-    )
 
 
 def _report(

@@ -91,7 +91,7 @@ class Recipe(Options):
         threads: of torch; None means torch's own choice.
         train_limit: training images at most, a stratified sample.
         test_limit: test images at most, likewise.
-        validation: share of the training images that is held out, to choose by.
+        validation: which share of the training images is held out, to choose by; from 1 on, how many.
         teacher: where the dense weights come from; None means that there is no teacher.
         stages: in their order.
         controls: what stands beside; None means nothing.
@@ -123,7 +123,9 @@ class Recipe(Options):
                 raise ConfigError(f"{name}={getattr(self, name)!r} is not a name.")
         check_choice("device", self.device, ("cpu", "cuda"))
         check_whole("seed", self.seed, 0)
-        check_number("validation", self.validation, above=0, below=1)
+        check_number("validation", self.validation, above=0)
+        if self.validation >= 1:
+            check_whole("validation", self.validation, 1)
         for name in ("train_limit", "test_limit", "threads"):
             if getattr(self, name) is not None:
                 check_whole(name, getattr(self, name), 1)

@@ -13,9 +13,8 @@ from safetensors.torch import load_file
 
 import adntn
 from adntn.errors import ConfigError
-from adntn.experiments.data import load_data
 from adntn.experiments.models import model_builder
-from adntn.experiments.search.evaluator import TrainingEvaluator, split
+from adntn.experiments.search.evaluator import TrainingEvaluator
 from adntn.experiments.search.options import SearchOptions
 from adntn.experiments.search.run import run_search
 from adntn.experiments.search.space import config_of, with_settings
@@ -112,25 +111,6 @@ def test_a_configuration_is_trained_saved_and_measured_the_same_each_time(tmp_pa
     tensors, others = (load_file(tmp_path / f"{name}.safetensors") for name in "ab")
     assert tensors.keys() == others.keys()
     assert all(torch.equal(tensor, others[name]) for name, tensor in tensors.items())
-
-
-@pytest.mark.parametrize("validation", [0.2, 260], ids=str)
-def test_validation_is_held_out_of_every_class(validation: float) -> None:
-    data = load_data("digits")
-    made = split(data, validation)
-    assert len(made.train) + len(made.validation) == len(data.train)
-    assert abs(len(made.validation) - 260) <= 5
-    counts = made.validation.labels.bincount(minlength=10)
-    assert counts.min() >= 24
-    both = torch.cat([made.train.images, made.validation.images]).flatten(1).float().sum(1).sort().values
-    assert torch.equal(both, data.train.images.flatten(1).float().sum(1).sort().values)
-    assert torch.equal(split(data, validation).validation.labels, made.validation.labels)
-
-
-@pytest.mark.parametrize("validation", [0.0, 5000])
-def test_a_part_that_would_be_empty_is_refused(validation: float) -> None:
-    with pytest.raises(ConfigError, match="empty"):
-        split(load_data("digits"), validation)
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from adntn.errors import AdntnError, ConfigError
 from adntn.experiments.data import ImageData, load_data
 from adntn.experiments.faithfulness import faithfulness
 from adntn.experiments.models import DEFAULT_TARGETS, model_builder
+from adntn.experiments.parts import hold_out
 from adntn.experiments.runs import environment
 from adntn.experiments.search.energy import measured_energy
 from adntn.experiments.search.points import Measured
@@ -29,7 +30,7 @@ from adntn.experiments.timing import time_forward
 from adntn.memory import check_memory
 from adntn.targets import choose_places, find_places
 from adntn.topology import Blueprint, GeneratorConfig
-from adntn.training.data import Part, TrainingData
+from adntn.training.data import TrainingData
 from adntn.training.looking import look
 from adntn.training.loop import Fitted, fit
 from adntn.training.optimization import Optimization
@@ -122,7 +123,7 @@ class TrainingEvaluator:
 
     @cached_property
     def _data(self) -> TrainingData:
-        return split(self._images, self.recipe.get("validation", 0.1))
+        return hold_out(self._images, self.recipe.get("validation", 0.1), derive_seed(0, "validation"))
 
     @cached_property
     def _build(self) -> Callable[[], nn.Module]:
@@ -239,27 +240,3 @@ class TrainingEvaluator:
             energy_note=note,
             curve=fitted.curve if fitted else (),
         )
-
-
-def split(data: ImageData, validation: float) -> TrainingData:
-    """Hold some of the training images out, of every class in proportion.
-
-    Args:
-        data: a data set in two parts.
-        validation: how many images, or below 1 which share of them.
-
-    Raises:
-        ConfigError: nothing would be left to train on, or to look at.
-    """
-    labels = data.train.labels
-    share = validation if validation < 1 else validation / len(labels)
-    random = torch.Generator().manual_seed(derive_seed(0, "validation"))
-    held = torch.zeros(len(labels), dtype=torch.bool)
-    for label in labels.unique():
-        members = (labels == label).nonzero().flatten()
-        held[members[torch.randperm(len(members), generator=random)[: round(share * len(members))]]] = True
-    if not held.any() or held.all():
-        raise ConfigError(f"validation={validation!r} of {len(labels)} training images leaves a part of them empty.")
-    train, seen = (Part(data.train.images[some], labels[some]) for some in (~held, held))
-    test = Part(data.test.images, data.test.labels)
-    return TrainingData(train, seen, test, data.num_classes, torch.tensor(data.mean), torch.tensor(data.std))

@@ -42,7 +42,7 @@ class Blocks(BlockFit, Stage):
         blocks: names or patterns of modules, each fitted as a whole.
         recalibrate_norms: whether the running statistics of all batch norms of the model are estimated anew at the end,
             on the calibration images.
-        keep: ``"always"``, or ``"unless-worse"``: blocks that are each nearer to the teacher can make a worse model, where
+        keep: ``"always"``, or ``"unless-worse"``: blocks that are each nearer to the teacher can make a worse model, if
             it has been trained as a whole before. They are taken back if the accuracy on the validation images falls by
             more than two of its standard errors.
         workers: how many blocks at once; None means as many as there are CPUs.

@@ -1,4 +1,4 @@
-"""The tables of README, *Choosing a config*, *How it runs* and *How fast*, by the library and its benchmark's results.
+"""The tables of README and of several pages, by the library and by what its benchmarks and runs have written.
 
     python docs/scripts/tables.py     # writes each table between its marks in the pages
 
@@ -19,12 +19,16 @@ from torch import Tensor, nn
 
 import adntn
 from adntn.execution.plan import choose, multiply_adds
+from adntn.report.pages import markdown_table
+from adntn.report.schema import RunReport
+from adntn.report.training import controls_table, details_table, headline, read_report, stages_table
 
 DOCS = Path(__file__).parents[1]
 ROOT = DOCS.parent
 REUSE = ROOT / "benchmarks" / "results" / "reuse.json"
 sys.path[:0] = [] if str(ROOT) in sys.path else [str(ROOT)]  # for benchmarks, which is not installed
 
+from benchmarks import growth  # noqa: E402
 from benchmarks.speed import tables as speed  # noqa: E402
 from benchmarks.speed.results import Results  # noqa: E402
 
@@ -184,6 +188,17 @@ def measured() -> Results:
 TABLES.update(
     {name: functools.partial(lambda make: make(measured().rows), make) for name, make in speed.TABLES.items()}
 )
+
+
+def run_report() -> RunReport:
+    return read_report(DOCS / "results" / "fashion-mnist")
+
+
+TABLES["fashion-headline"] = lambda: headline(run_report())
+TABLES["fashion-stages"] = lambda: markdown_table(stages_table(run_report()))
+TABLES["fashion-controls"] = lambda: markdown_table(controls_table(run_report()))
+TABLES["fashion-growth"] = lambda: markdown_table(details_table(run_report().details["grow"]))
+TABLES["growth"] = growth.table
 TABLES["speed-machine"] = lambda: speed.machine_table(measured().sessions)
 PAGES = (ROOT / "README.md", *DOCS.glob("*.md"))
 

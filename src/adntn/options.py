@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import fields
@@ -60,6 +61,7 @@ def _plain(value: Any) -> Any:
     return value.to_dict() if isinstance(value, Options) else value
 
 
+@functools.cache
 def _table(cls: type[Options], name: str) -> tuple[type[Options] | None, bool]:
     """Return which options a field holds as a table of its own, and whether it may be None."""
     hint = get_type_hints(cls)[name]

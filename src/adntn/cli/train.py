@@ -35,8 +35,7 @@ def run_train(
     with console.status("loading the training stack"):
         from adntn.cli.progress import Screen
         from adntn.experiments.train import train
-        from adntn.report.from_run import report_of
-        from adntn.report.training import headline, write_report
+        from adntn.training.distributed import leave, share
         from adntn.training.folder import RunFolder
         from adntn.training.recipe import Recipe
 
@@ -49,12 +48,23 @@ def run_train(
     else:
         assert recipe_file is not None
         recipe = replace(Recipe.from_toml(recipe_file), **given)
+        if out is None and share()[1] > 1:
+            raise ConfigError("several processes need one folder: give --out.")
         folder = out if out is not None else Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{recipe_file.stem}"
     with Screen(console, recipe, folder, quiet=as_json) as screen:
         run = train(recipe, folder, download=download, minutes=minutes, tell=screen)
-    if not run:  # another process of a torchrun writes it
-        return
-    report = report_of(run, f"{recipe.model} on {run['data']['title']}")
+    if run:  # of several processes the first one has it
+        _tell(console, run, folder, as_json=as_json)
+    if share()[1] > 1:
+        leave()
+
+
+def _tell(console: Console, run: Mapping[str, Any], folder: Path, *, as_json: bool) -> None:
+    """Write the report and say what came of the run."""
+    from adntn.report.from_run import report_of
+    from adntn.report.training import headline, write_report
+
+    report = report_of(run, f"{run['recipe']['model']} on {run['data']['title']}")
     write_report(report, folder)
     if as_json:
         typer.echo(json.dumps({"folder": str(folder), **run}, indent=1))

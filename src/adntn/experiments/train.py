@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from adntn.experiments.models import Builder, model_builder
 from adntn.experiments.parts import hold_out
 from adntn.experiments.rivals import train_rivals
 from adntn.training.data import TrainingData
+from adntn.training.distributed import one_process, share
 from adntn.training.folder import RunFolder, describe_machine, read_json, write_json
 from adntn.training.recipe import Recipe
 from adntn.training.run import Finished, Tell, run_stages, seed_of
@@ -56,7 +56,7 @@ def train(
     data = hold_out(images, recipe.validation, seed_of(recipe, "validation"))
     build = model_builder(recipe.model, images.image_shape, images.num_classes)
     folder = RunFolder(path)
-    first = os.environ.get("RANK", "0") == "0"
+    first = share()[0] == 0
     if first:
         about = {"title": images.title, "source": images.source}
         parts = {name: len(getattr(data, name)) for name in ("train", "validation", "test")}
@@ -64,7 +64,10 @@ def train(
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
     tell = tell if tell is not None else Tell()
     finished = run_stages(recipe, build, data, folder, tell=tell, deadline=deadline)
-    return _report(recipe, images, data, build, folder, finished, tell, deadline) if first else {}
+    if not first:
+        return {}
+    with one_process():
+        return _report(recipe, images, data, build, folder, finished, tell, deadline)
 
 
 def _report(
@@ -89,6 +92,7 @@ def _report(
     }
     final = finished[-1] if finished else None
     if final is not None and recipe.teacher is not None and len(finished) > 1:
+        tell.begins(0, "comparing with the teacher")
         report["faithfulness"] = _compare(recipe, data, build, folder, finished[0], final)
     write_json(folder.path / "run.json", report)
     if final is not None and recipe.controls is not None:

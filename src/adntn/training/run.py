@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from adntn.checkpoint import load, save
 from adntn.errors import ConfigError, TrainingStopped
 from adntn.savefile import is_ours
 from adntn.training.data import TrainingData
-from adntn.training.distributed import one_process
+from adntn.training.distributed import one_process, share
 from adntn.training.folder import RunFolder, read_json, write_json
 from adntn.training.measure import measure
 from adntn.training.recipe import Recipe
@@ -154,6 +154,7 @@ def _run_one(recipe: Recipe, state: State, number: int, kind: str, stage: Stage 
     began = time.perf_counter()
     alone = stage is not None and not stage.in_every_process
     outcome: Mapping[str, Any] = {}
+    failure: Exception | None = None
     try:
         if stage is None:
             outcome = _make_teacher(recipe, state)
@@ -162,15 +163,20 @@ def _run_one(recipe: Recipe, state: State, number: int, kind: str, stage: Stage 
         elif _is_first():
             with one_process():
                 outcome = stage.run(state)
-    except TrainingStopped:
-        if _is_first():
+    except Exception as error:
+        if isinstance(error, TrainingStopped) and _is_first():
             write_json(spent, {"seconds": before + time.perf_counter() - began})
-        raise
+        if not alone:  # then all processes have it
+            raise
+        failure = error
+    if alone and not _agree(failure is None):
+        raise failure or TrainingStopped(f"the first process did not finish {kind}; it says why.")
     seconds = before + time.perf_counter() - began
     if _is_first():
         state.model.to("cpu")
         file = save(state.model, state.folder / _MODEL)
-        measures = measure(state.model, state.data, file=file, device=state.device).to_dict()
+        with one_process():
+            measures = measure(state.model, state.data, file=file, device=state.device).to_dict()
         write_json(
             state.folder / _RESULT,
             {"number": number, "kind": kind, "seconds": seconds, "measures": measures, "outcome": dict(outcome)},
@@ -233,15 +239,14 @@ def _is_first() -> bool:
 @contextlib.contextmanager
 def _together() -> Iterator[None]:
     """Join the processes that torchrun has started, if it has."""
-    joins = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized()
+    joins = share()[1] > 1 and not dist.is_initialized()
     if joins:
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    try:
-        yield
-    finally:
-        if joins and dist.is_initialized():
-            dist.barrier()  # without it the end of gloo's processes crashes in four runs of ten
-            dist.destroy_process_group()
+        # The others wait while the first one does a stage alone, however long that takes.
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(days=7))
+    yield
+    if joins and dist.is_initialized():
+        dist.barrier()  # without it the end of gloo's processes crashes in four runs of ten
+        dist.destroy_process_group()
 
 
 @contextlib.contextmanager

@@ -184,6 +184,7 @@ def test_a_users_file_pattern_and_folder_are_shown_as_they_were_given() -> None:
     assert metrics["runs"][0]["layer_stored"] == 64 * 16
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("untimed")
 def test_a_users_model_of_all_families_is_compared_with_its_controls() -> None:
     Path("series.py").write_text(SERIES)
@@ -305,6 +306,7 @@ def test_the_options_of_a_command_are_those_of_a_config() -> None:
             assert f"--{name.replace('_', '-')} " in shown, name
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("untimed")
 def test_other_topologies_and_their_options_go_from_the_command_line_into_the_layers() -> None:
     arguments = ["--topology", "ttn,brickwall,frozen", "--columns", "3", "--gate", "--kernel-radix", "3"]

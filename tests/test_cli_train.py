@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,11 @@ import torch
 from safetensors.torch import load_file
 
 import adntn
+from adntn.experiments.data import FASHION_MNIST_FOLDER
+from adntn.experiments.search.toml import to_toml
 
 SOURCE = Path(adntn.__file__).parents[1]
+ROOT = Path(__file__).parents[1]
 
 RECIPE = """
 model = "small-cnn"
@@ -75,7 +79,7 @@ def start(*arguments: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen[s
     environment = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", *(launcher or ()), *(("adntn",) if not launcher else ("-m", "adntn")), "train"]
     return subprocess.Popen(
-        [*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        [*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=ROOT
     )
 
 
@@ -157,3 +161,28 @@ def test_a_finished_run_says_it_again_at_once(undisturbed: Path) -> None:
     assert [stage["kind"] for stage in report["stages"]][:2] == ["teacher", "select"]
     assert report["stages"][-1]["measures"]["numbers"] < report["stages"][0]["measures"]["numbers"]
     assert time.monotonic() - began < 300
+
+
+def shortened(table: Any) -> Any:
+    """A recipe's tables with as little work as there can be."""
+    least = {"epochs": 1, "steps": 2, "calibration": 64, "seeds": 1}
+    if isinstance(table, dict):
+        return {name: least[name] if name in least else shortened(value) for name, value in table.items()}
+    return [shortened(value) for value in table] if isinstance(table, list) else table
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not FASHION_MNIST_FOLDER.is_dir(), reason="Fashion-MNIST is not installed (dataset-fashion-mnist)")
+def test_the_example_runs_on_a_sample(tmp_path: Path) -> None:
+    recipe, folder = tmp_path / "recipe.toml", tmp_path / "run"
+    recipe.write_text(to_toml(shortened(tomllib.loads((ROOT / "examples" / "fashion-mnist.toml").read_text()))))
+    run(str(recipe), "--train-limit", "600", "--test-limit", "200", "--threads", "1", "--out", str(folder))
+    report = json.loads((folder / "report.json").read_text())
+    kinds = ["select", "warm-start", "blocks", "fine-tune", "grow", "quantize", "finish"]
+    assert [stage["kind"] for stage in report["stages"]] == kinds
+    assert [control["name"] for control in report["controls"]] == ["from scratch", "low rank", "narrow dense"]
+    end = report["stages"][-1]
+    assert end["numbers"] <= 9000 < report["dense"]["numbers"]
+    for control in report["controls"]:
+        assert abs(control["numbers"] - end["numbers"]) < 0.2 * end["numbers"]
+    assert "Fashion-MNIST" in (folder / "report.html").read_text()

@@ -205,6 +205,7 @@ def test_a_finished_run_is_not_trained_again(finished: Finished) -> None:
     assert again.rows == finished.outcome.rows
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("untimed")
 @pytest.mark.parametrize("when", ["in training", "while saving"])
 def test_a_stop_leaves_whole_files_and_the_rest_is_done_later(
@@ -244,6 +245,7 @@ def test_a_stop_leaves_whole_files_and_the_rest_is_done_later(
     assert len(outcome.rows) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("untimed")
 def test_a_network_whose_file_is_gone_is_trained_again_to_the_same_end(finished: Finished) -> None:
     gone = finished.folder / model_file("attn", 0)
@@ -301,6 +303,7 @@ SERIES_WEIGHTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("untimed")
 def test_a_users_model_of_all_families_is_trained_beside_its_controls(tmp_path: Path) -> None:
     (tmp_path / "series.py").write_text(SERIES)

@@ -82,6 +82,7 @@ def test_rows_of_earlier_epochs_are_logged_first(tmp_path: Path) -> None:
     assert rows == [5, 10, 15]
 
 
+@pytest.mark.slow
 def test_patience_counts_on(tmp_path: Path) -> None:
     how = replace(HOW, epochs=20, lr=1e-9, patience=2)
     whole = fitted(generated(), how)

@@ -91,6 +91,7 @@ def test_a_second_run_comes_to_the_same(tmp_path: Path) -> None:
     assert all(torch.equal(value, models[1][name]) for name, value in models[0].items())
 
 
+@pytest.mark.slow
 def test_a_run_keeps_what_is_quantised_packed_and_goes_on_from_there(tmp_path: Path) -> None:
     stages = (Select(targets=("1",)), Quantize(bits=4, optimization=HOW), Finish(images=5))
     recipe, folder = Recipe(teacher=Teacher(as_built=True), stages=stages), RunFolder(tmp_path)

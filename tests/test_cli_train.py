@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -18,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 import adntn
+from adntn.cli.screen import STOPPED
 from adntn.experiments.data import FASHION_MNIST_FOLDER
 from adntn.experiments.search.toml import to_toml
 
@@ -27,12 +29,11 @@ ROOT = Path(__file__).parents[1]
 RECIPE = """
 model = "small-cnn"
 data = "digits"
-train_limit = 300
-test_limit = 100
+train_limit = 600
 threads = 1
 
 [teacher.optimization]
-epochs = 2
+epochs = 8
 
 [[stage]]
 kind = "select"
@@ -51,8 +52,8 @@ workers = 1
 [[stage]]
 kind = "fine-tune"
 [stage.optimization]
-epochs = 3
-augment = true
+epochs = 30
+lr = 0.01
 ema = 0.9
 [stage.losses]
 cross_entropy = 1.0
@@ -110,30 +111,40 @@ def last_model(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(file)
 
 
+def newest(folder: Path) -> int:
+    """When a file in a folder was last written; 0 if there is none."""
+    times = []
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):  # it may be gone by now
+            times.append(path.stat().st_mtime_ns)
+    return max(times, default=0)
+
+
 @pytest.mark.slow
 def test_ten_kills_lose_nothing(recipe: Path, undisturbed: Path, tmp_path: Path) -> None:
     folder, chance, kills = tmp_path / "killed", random.Random(0), 0
     arguments = [str(recipe), "--out", str(folder), "--json"]
     while True:
-        process = start(*arguments)
+        before, process = newest(folder), start(*arguments)
         if kills < 10:
-            # Some die while they import, most somewhere on the way.
+            while newest(folder) == before and process.poll() is None:
+                time.sleep(0.02)  # it has begun to work when it writes something
             try:
-                process.wait(chance.uniform(2.5, 12.0))
+                process.wait(chance.uniform(0.0, 0.8))
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL if kills % 3 else signal.SIGTERM)
                 kills += 1
         _, err = process.communicate(timeout=500)
         if process.returncode == 0:
             break
-        assert process.returncode in (-signal.SIGKILL, -signal.SIGTERM, 75), err
+        assert process.returncode in (-signal.SIGKILL, -signal.SIGTERM, STOPPED), err
         if (folder / "recipe.json").is_file():
             arguments = ["--resume", str(folder), "--json"]
+    assert kills == 10
     expected, found = last_model(undisturbed), last_model(folder)
     assert expected.keys() == found.keys()
     for name, value in expected.items():
         assert torch.equal(value, found[name]), name
-    assert kills >= 5
     left = [path.name for path in folder.rglob("*.part")]
     assert not left or all(name.startswith(".") for name in left)
 
@@ -146,8 +157,9 @@ def test_two_processes_come_to_what_one_comes_to(recipe: Path, undisturbed: Path
     assert [stage["kind"] for stage in one] == [stage["kind"] for stage in two]
     for before, after in zip(one, two, strict=True):
         assert before["measures"]["numbers"] == after["measures"]["numbers"]
-        # 100 images: one in ten may fall the other way, where each process has norms of half the batch.
-        assert abs(before["measures"]["test_accuracy"] - after["measures"]["test_accuracy"]) <= 0.1, before["kind"]
+    # Each process has norms of half the batch, and chance of its own: it is another run of the same kind.
+    ends = [runs[-1]["measures"]["test_accuracy"] for runs in (one, two)]
+    assert abs(ends[0] - ends[1]) <= 0.1, ends
 
 
 @pytest.mark.slow

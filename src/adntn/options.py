@@ -42,7 +42,7 @@ class Options:
             if plain not in known:
                 listed = ", ".join(known) or "none"
                 raise ConfigError(f"{cls.what} has no option {name!r}; it has {listed}.{nearest(plain, known)}")
-            table, optional = _table(cls, plain)
+            table, optional = _table(cls, plain)  # type: ignore[arg-type]
             made = isinstance(value, table or ()) or (optional and value is None)
             if table is not None and not made and (isinstance(value, Mapping) or not table.has_shorthand):
                 given[plain] = table.from_dict(value)

@@ -53,6 +53,18 @@ class Shift(Stage):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Deaf(Stage):
+    """Is sent SIGTERM, and works on to its end."""
+
+    what = "a deaf stage"
+    kind: ClassVar[str] = "deaf"
+
+    def run(self, state: State) -> Outcome:
+        signal.raise_signal(signal.SIGTERM)
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True)
 class StopsOnce(Stage):
     """Spoils the model and stops at its first call; works at the second."""
 

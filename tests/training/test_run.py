@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from small_runs import Shift, StopsOnce, small_model, two_classes
+from small_runs import Deaf, Shift, StopsOnce, small_model, two_classes
 from torch import nn
 
 import adntn
@@ -81,6 +81,16 @@ def test_an_interrupted_stage_begins_anew_with_the_model_as_it_was(tmp_path: Pat
     first, second = run(tmp_path, Shift(by=1.0), StopsOnce(how=how))
     for name, value in weights(second).items():
         torch.testing.assert_close(value, weights(first)[name] + 1.0, rtol=0, atol=0)
+
+
+def test_a_signal_in_a_stage_that_does_not_look_ends_the_run_after_it(tmp_path: Path) -> None:
+    with pytest.raises(TrainingStopped, match="before stage 2, shift, which has not begun"):
+        run(tmp_path, Deaf(), Shift(by=1.0))
+    assert (tmp_path / "01-deaf" / "result.json").is_file()
+    assert not (tmp_path / "02-shift" / "result.json").exists()
+    heard = Heard()
+    run(tmp_path, Deaf(), Shift(by=1.0), tell=heard)
+    assert heard.lines[:2] == ["ends 1 deaf", "begins 2 shift"]
 
 
 def test_the_time_of_a_stage_is_that_of_all_its_sessions(tmp_path: Path) -> None:

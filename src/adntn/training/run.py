@@ -120,6 +120,7 @@ def run_stages(
     for each in recipe.stages:
         each.check(built())  # what cannot be done is said now, not after the teacher has been trained
     previous: Path | None = None
+    stopped = deadline is not None and time.monotonic() >= deadline
     with _together():
         for number, kind, stage in steps:
             here = folder.stage(number, kind)
@@ -134,9 +135,12 @@ def run_stages(
                 deadline=deadline,
             )
             if _agree(not (here / _RESULT).is_file()):
+                if not _agree(not stopped):
+                    raise TrainingStopped(f"it was asked to end before stage {number}, {kind}, which has not begun.")
                 tell.begins(number, kind)
                 with _stopping(state):
                     _run_one(recipe, state, number, kind, stage)
+                stopped = state.out_of_time()  # a short stage ends before it looks
             result = read_json(here / _RESULT)
             done = Finished(number, kind, result["seconds"], result["measures"], result["outcome"], here / _MODEL)
             finished.append(done)

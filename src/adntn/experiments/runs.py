@@ -4,32 +4,22 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import platform
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from adntn._version import __version__
 from adntn.checkpoint import writing
-from adntn.errors import AdntnError, ConfigError, check_choice, nearest
+from adntn.errors import ConfigError, check_choice, nearest
 from adntn.experiments.data import ImageData
 from adntn.topology import TOPOLOGIES, TREES, GeneratorConfig
+from adntn.training.folder import RunFolderError, describe_machine, write_json
 from adntn.training.optimization import Optimization
 
 __all__ = ["CONTROLS", "Job", "Row", "RunFolder", "RunFolderError", "Timing", "environment", "model_file"]
 
 CONTROLS = ("deleted", "frozen-dense", "frozen-tree")
 DEVICES = ("cpu", "cuda")
-
-
-class RunFolderError(AdntnError, RuntimeError):
-    """A run folder cannot be used as asked."""
 
 
 @dataclass(frozen=True)
@@ -216,8 +206,8 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunFolderError(f"cannot make the folder {self.path}: {error.strerror}.") from None
-        _write_json(config, job.to_dict())
-        _write_json(self.path / "environment.json", environment(data))
+        write_json(config, job.to_dict())
+        write_json(self.path / "environment.json", environment(data))
 
     def job(self) -> Job:
         """Read the job that the folder was made for.
@@ -255,7 +245,7 @@ class RunFolder:
     def write_metrics(self, rows: Sequence[Row], timings: Sequence[Timing]) -> None:
         """Write ``metrics.json`` and ``metrics.csv``."""
         runs, times = [asdict(row) for row in rows], [asdict(timing) for timing in timings]
-        _write_json(self.path / "metrics.json", {"version": 1, "runs": runs, "forward_times": times})
+        write_json(self.path / "metrics.json", {"version": 1, "runs": runs, "forward_times": times})
         columns = [name for name in Row.__dataclass_fields__ if name != "curve"]
         with writing(self.path / "metrics.csv") as temporary, temporary.open("w", newline="") as file:
             table = csv.DictWriter(file, columns, extrasaction="ignore")
@@ -263,40 +253,7 @@ class RunFolder:
             table.writerows(runs)
 
 
-def _write_json(path: Path, content: Any) -> None:
-    with writing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
-
-
 def environment(data: ImageData) -> dict[str, Any]:
     """Describe where a run takes place: versions, processor, threads, revision, data."""
-    return {
-        "adntn": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "revision": _revision(),
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "data": {"title": data.title, "source": data.source, "train": len(data.train), "test": len(data.test)},
-    }
-
-
-def _processor() -> str:
-    try:
-        with Path("/proc/cpuinfo").open() as lines:
-            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or "unknown"
-
-
-def _revision() -> str | None:
-    """Return the git commit of the source that runs, if it is in a checkout."""
-    try:
-        command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip() or None
-    except (OSError, subprocess.SubprocessError):
-        return None
+    about = {"title": data.title, "source": data.source, "train": len(data.train), "test": len(data.test)}
+    return {**describe_machine(), "data": about}

@@ -45,10 +45,9 @@ _STAGES = (
     "that generated layers store. Validation images are held out of the training images, and all choices are made "
     "by them; no choice is made by the test images."
 )
-_CONTROLS = (
-    "Test accuracy is the mean ± standard deviation over the seeds; Δ is its distance in points to this run's result: "
-    "a control with + did better."
-)
+_SEEDS = "Test accuracy is the mean ± standard deviation over the seeds"
+_ONE_SEED = "Test accuracy is that of one seed"
+_CONTROLS = "Δ is its distance in points to this run's result: a control with + did better."
 _SHARES = ("accuracy", "validation", "test", "gain", "agreement")
 
 
@@ -121,7 +120,7 @@ def run_page(run: RunReport, stages: Path, time: Path) -> Page:
                 "Beside it",
                 (
                     controls_table(run),
-                    _CONTROLS,
+                    f"{_SEEDS if any(len(row.test) > 1 for row in run.controls) else _ONE_SEED}; {_CONTROLS}",
                 ),
             )
         )

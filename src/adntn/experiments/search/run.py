@@ -15,12 +15,12 @@ from typing import Any
 
 from adntn.checkpoint import writing
 from adntn.errors import AdntnError, TrainingStopped
-from adntn.experiments.runs import RunFolderError
 from adntn.experiments.search.comparison import Comparison, compare, default_for
 from adntn.experiments.search.options import SearchOptions
 from adntn.experiments.search.points import Measured, Point, front
 from adntn.experiments.search.study import Counts, Evaluator, Search, Trials, work
 from adntn.experiments.search.toml import to_toml
+from adntn.training.folder import RunFolderError, write_json
 
 __all__ = ["Ended", "SearchError", "SearchOutcome", "run_search", "stored_search"]
 
@@ -187,7 +187,7 @@ def _claim(folder: Path, recipe: dict[str, Any], options: SearchOptions) -> None
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunFolderError(f"cannot make the folder {folder}: {error.strerror}.") from None
-    _write_json(folder / "search.json", {"version": 1, "recipe": recipe, "options": options.to_dict()})
+    write_json(folder / "search.json", {"version": 1, "recipe": recipe, "options": options.to_dict()})
 
 
 class _Watch:
@@ -278,7 +278,7 @@ def _timed(search: Search, points: list[Point], tell: Tell) -> list[Point]:
         tell(f"latency of {len(missing)} points")
         for point in missing:
             known[point.name] = list(search.evaluator.latency(search.folder / point.file))
-        _write_json(file, known)
+        write_json(file, known)
     return [replace(point, latency_ms=known[point.name][0], latency_ratio=known[point.name][1]) for point in points]
 
 
@@ -299,10 +299,10 @@ def _outcome(
 def _write(folder: Path, outcome: SearchOutcome) -> None:
     """Write ``points.json``, ``points.csv``, ``pareto.json`` and ``recipes/point-….toml``."""
     content = outcome.to_dict()
-    _write_json(folder / "points.json", content)
+    write_json(folder / "points.json", content)
     on_front = [point.name for point in outcome.front]
     rows = {row["name"]: row for row in content["points"]}
-    _write_json(folder / "pareto.json", [rows[name] for name in on_front])
+    write_json(folder / "pareto.json", [rows[name] for name in on_front])
     knobs = list(dict.fromkeys(knob for point in outcome.points for knob in point.settings))
     measures = [f.name for f in fields(Point) if f.name not in ("settings", "recipe", "curve")]
     with writing(folder / "points.csv") as temporary, temporary.open("w", newline="") as file:
@@ -315,8 +315,3 @@ def _write(folder: Path, outcome: SearchOutcome) -> None:
     for point in outcome.points:
         with writing(folder / "recipes" / f"point-{point.name}.toml") as temporary:
             temporary.write_text(to_toml(point.recipe), encoding="utf-8")
-
-
-def _write_json(path: Path, content: Any) -> None:
-    with writing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n")

@@ -253,7 +253,8 @@ def _in_processes(search: Search, trials: Trials, watch: _Watch) -> None:
     if not errors.empty():
         raise errors.get()
     codes = [child.exitcode for child in children if child.exitcode]
-    done = sum(trials.counts(budget).counted for budget in search.budgets)
+    counts = [trials.counts(budget) for budget in search.budgets]
+    done = sum(count.counted - count.running for count in counts)  # what the killed were at still counts as running
     if codes and done < search.options.trials and not search.out_of_time():
         raise SearchError(
             f"{len(codes)} of {len(children)} processes ended with {codes} after {done} of {search.options.trials} "

@@ -12,12 +12,11 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 from pathlib import Path
 from typing import Any
 
 from adntn.experiments.train import train
-from adntn.training.folder import describe_machine, write_json
+from adntn.training.folder import read_json, write_json
 from adntn.training.optimization import Optimization
 from adntn.training.recipe import Recipe
 from adntn.training.run import Finished, Tell
@@ -86,7 +85,9 @@ def measure(seeds: list[int], folder: Path) -> None:
                         "seconds": sum(stage["seconds"] for stage in done["stages"]),
                     }
                 )
-            write_json(RESULTS, {"environment": describe_machine(), "command": " ".join(sys.argv), "rows": rows})
+            # Where the first run took place: the rows may be read again elsewhere.
+            environment = read_json(folder / f"{BUDGETS[0]}-grown-seed{seeds[0]}" / "environment.json")
+            write_json(RESULTS, {"environment": environment, "command": "python -m benchmarks.growth", "rows": rows})
 
 
 def run(arm: str, budget: int, seed: int, folder: Path, stages: tuple[Stage, ...]) -> dict[str, Any]:

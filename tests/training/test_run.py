@@ -139,7 +139,7 @@ def test_a_folder_is_one_recipes(tmp_path: Path) -> None:
     folder.claim(Recipe(seed=1), {"torch": "!"})
     assert folder.recipe() == Recipe(seed=1)
     assert json.loads((folder.path / "environment.json").read_text()) == {"torch": "?"}  # where it began
-    with pytest.raises(RunFolderError, match="another recipe"):
+    with pytest.raises(RunFolderError, match=r"a run with other settings \(see its recipe\.json\)"):
         folder.claim(Recipe(seed=2), {})
     foreign = tmp_path / "foreign"
     foreign.mkdir()

@@ -13,7 +13,7 @@ from adntn.checkpoint import writing
 from adntn.errors import ConfigError, check_choice, nearest
 from adntn.experiments.data import ImageData
 from adntn.topology import TOPOLOGIES, TREES, GeneratorConfig
-from adntn.training.folder import RunFolderError, describe_machine, write_json
+from adntn.training.folder import RunFolderError, claim_folder, describe_machine, write_json
 from adntn.training.optimization import Optimization
 
 __all__ = ["CONTROLS", "Job", "Row", "RunFolder", "RunFolderError", "Timing", "environment", "model_file"]
@@ -193,20 +193,8 @@ class RunFolder:
         Raises:
             RunFolderError: it holds another job's run, or something else.
         """
-        config = self.path / "config.json"
-        if config.is_file():
-            if self.job() != job:
-                raise RunFolderError(
-                    f"{self.path} holds a run with other settings (see its config.json); choose another --out, "
-                    f"or go on with it by --resume {self.path}."
-                )
-        elif self.path.is_dir() and any(self.path.iterdir()):
-            raise RunFolderError(f"{self.path} is not empty and is no run folder; choose another --out.")
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunFolderError(f"cannot make the folder {self.path}: {error.strerror}.") from None
-        write_json(config, job.to_dict())
+        claim_folder(self.path, "run", "config.json", lambda: self.job() == job)
+        write_json(self.path / "config.json", job.to_dict())
         write_json(self.path / "environment.json", environment(data))
 
     def job(self) -> Job:

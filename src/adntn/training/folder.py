@@ -10,7 +10,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from adntn.checkpoint import writing
 from adntn.errors import AdntnError
 from adntn.training.recipe import Recipe
 
-__all__ = ["RunFolder", "RunFolderError", "describe_machine", "read_json", "write_json"]
+__all__ = ["RunFolder", "RunFolderError", "claim_folder", "describe_machine", "read_json", "write_json"]
 
 
 class RunFolderError(AdntnError, RuntimeError):
@@ -45,22 +45,10 @@ class RunFolder:
         Raises:
             RunFolderError: it holds the run of another recipe, or something else.
         """
-        file = self.path / "recipe.json"
-        if file.is_file():
-            if self.recipe() != recipe:
-                raise RunFolderError(
-                    f"{self.path} holds a run of another recipe (see its recipe.json); choose another --out, "
-                    f"or go on with it by --resume {self.path}."
-                )
+        if claim_folder(self.path, "run", "recipe.json", lambda: self.recipe() == recipe):
             return
-        if self.path.is_dir() and any(self.path.iterdir()):
-            raise RunFolderError(f"{self.path} is not empty and is no run folder; choose another --out.")
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunFolderError(f"cannot make the folder {self.path}: {error.strerror}.") from None
         write_json(self.path / "environment.json", environment)
-        write_json(file, recipe.to_dict())
+        write_json(self.path / "recipe.json", recipe.to_dict())
 
     def recipe(self) -> Recipe:
         """Read the recipe that the folder was made for.
@@ -81,6 +69,36 @@ class RunFolder:
         folder = self.path / f"{number:02}-{kind}"
         folder.mkdir(exist_ok=True)
         return folder
+
+
+def claim_folder(folder: Path, what: str, file: str, is_same: Callable[[], bool]) -> bool:
+    """Make a folder for a run or a search, or make sure that it is the one that is meant.
+
+    Args:
+        folder: new, empty, or claimed before.
+        what: ``"run"`` or ``"search"``.
+        file: in which it says what was asked for, and which marks it as claimed.
+        is_same: whether what was asked for then is what is asked for now.
+
+    Returns:
+        Whether it was claimed before.
+
+    Raises:
+        RunFolderError: it holds something else, or cannot be made.
+    """
+    claimed = (folder / file).is_file()
+    if claimed and not is_same():
+        raise RunFolderError(
+            f"{folder} holds a {what} with other settings (see its {file}); choose another --out, or go on with it by "
+            f"--resume {folder}."
+        )
+    if not claimed and folder.is_dir() and any(folder.iterdir()):
+        raise RunFolderError(f"{folder} is not empty and is no {what} folder; choose another --out.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunFolderError(f"cannot make the folder {folder}: {error.strerror}.") from None
+    return claimed
 
 
 def write_json(path: Path, content: Any) -> None:

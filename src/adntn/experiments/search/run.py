@@ -20,7 +20,7 @@ from adntn.experiments.search.options import SearchOptions
 from adntn.experiments.search.points import Measured, Point, front
 from adntn.experiments.search.study import Counts, Evaluator, Search, Trials, work
 from adntn.experiments.search.toml import to_toml
-from adntn.training.folder import RunFolderError, write_json
+from adntn.training.folder import RunFolderError, claim_folder, write_json
 
 __all__ = ["Ended", "SearchError", "SearchOutcome", "run_search", "stored_search"]
 
@@ -173,20 +173,12 @@ def stored_search(folder: Path) -> tuple[dict[str, Any], SearchOptions]:
 
 
 def _claim(folder: Path, recipe: dict[str, Any], options: SearchOptions) -> None:
-    if (folder / "search.json").is_file():
+    def is_same() -> bool:
         old_recipe, old = stored_search(folder)
         same = replace(old, **{name: getattr(options, name) for name in _FREE})
-        if (old_recipe, same) != (json.loads(json.dumps(recipe)), options):
-            raise RunFolderError(
-                f"{folder} holds a search with other settings (see its search.json); choose another --out, or go on "
-                f"with it by --resume {folder}."
-            )
-    elif folder.is_dir() and any(folder.iterdir()):
-        raise RunFolderError(f"{folder} is not empty and is no search folder; choose another --out.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunFolderError(f"cannot make the folder {folder}: {error.strerror}.") from None
+        return (old_recipe, same) == (json.loads(json.dumps(recipe)), options)
+
+    claim_folder(folder, "search", "search.json", is_same)
     write_json(folder / "search.json", {"version": 1, "recipe": recipe, "options": options.to_dict()})
 
 

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from adntn import activations
 from adntn.contraction import Activate, Contraction
-from adntn.levels import Level
+from adntn.isometries import conformal, flat, semi_orthogonal
+from adntn.levels import Level, Stack
+from adntn.tensorize import IN, OUT
 from adntn.topology import TREES, Blueprint
 
 __all__ = ["calibration", "default_std", "draw", "initial_values", "rescale", "spread", "stable_rank"]
@@ -35,12 +37,13 @@ def draw(blueprint: Blueprint) -> dict[str, Tensor]:
     With ``initialization="paper"``: root by Eq. 16, cores before an activation by Eq. 14, readout cores by Eq. 15,
     disentanglers by Eq. 17. With ``"isometric"``: a root of deviation 1, every expansion and carry core
     semi-orthogonal and every disentangler orthogonal (Eq. 18), Haar-distributed or, for a disentangler, as near the
-    identity as in Eq. 17. The gates of a brick wall are its cores, and are drawn like expansions. Gates that open and
-    close start open. With the activation ``siren``, hidden expansion and carry cores follow its own rule in both
-    (:func:`adntn.activations.hidden_bound`).
+    identity as in Eq. 17. With ``"conformal"`` the same, but expansion and carry cores such that the weight is
+    well conditioned (:mod:`adntn.isometries`). The gates of a brick wall are its cores, and are drawn like expansions.
+    Gates that open and close start open. With the activation ``siren``, hidden expansion and carry cores follow its own
+    rule in all (:func:`adntn.activations.hidden_bound`).
     """
     config = blueprint.config
-    orthogonal = config.initialization == "isometric"
+    orthogonal = config.initialization != "paper"
     shapes = blueprint.parameter_shapes
     values: dict[str, Tensor] = {}
     if "root" in shapes:
@@ -56,8 +59,10 @@ def draw(blueprint: Blueprint) -> dict[str, Tensor]:
                 values[stack.name] = _near_identity(shape, gain, orthogonal=orthogonal)
             elif own is not None:
                 values[stack.name] = _uniform(shape, own)
+            elif config.initialization == "conformal" and stack.kind in ("expand", "carry"):
+                values[stack.name] = _conformal(blueprint, level, stack)
             elif orthogonal:
-                values[stack.name] = _semi_orthogonal(shape)
+                values[stack.name] = semi_orthogonal(shape)
             elif last:
                 values[stack.name] = _uniform(shape, math.sqrt(6.0 / (shape[1] + shape[2])))
             else:
@@ -91,12 +96,34 @@ def _normal(shape: tuple[int, ...]) -> Tensor:
     return torch.randn(shape, dtype=torch.float64, device="cpu")
 
 
-def _semi_orthogonal(shape: tuple[int, ...]) -> Tensor:  # shape: (cores, a, b), orthonormal along the shorter side
-    cores, a, b = shape
-    q, r = torch.linalg.qr(_normal((cores, max(a, b), min(a, b))))
-    # Without the signs of R's diagonal the draw would not be uniform over the orthogonal matrices.
-    uniform: Tensor = q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
-    return uniform if a >= b else uniform.mT.contiguous()
+def _conformal(blueprint: Blueprint, level: Level, stack: Stack) -> Tensor:
+    """Draw a stack's cores: those of an ``out`` and an ``in`` conformal, the readout's others flat."""
+    below = _axes_below(blueprint, level.number)
+    cores = []
+    for _ in range(blueprint.config.trees):
+        for parent, core in enumerate(level.cores):
+            if core is None or core.stack != stack.name:
+                continue
+            children = level.children_of(parent)
+            sizes = {level.sizes_out[child] for child in children}
+            if {below[child] for child in children} == {frozenset({OUT}), frozenset({IN})} and len(sizes) == 1:
+                cores.append(conformal(stack.shape[0], sizes.pop()))
+            elif level.number == len(blueprint.levels):
+                cores.append(flat(*stack.shape))
+            else:  # flat cores above each other would add up to states of many zeros
+                cores.append(semi_orthogonal((1, *stack.shape))[0])
+    return torch.stack(cores)
+
+
+def _axes_below(blueprint: Blueprint, level: int) -> list[frozenset[int]]:
+    """Return, for each mode that a level makes, of which axes its indices decide; a raveled weight has no axes."""
+    t = blueprint.tensorization
+    sides = [frozenset({mode.axis} if t.splits_axes else ()) for mode in t.modes]
+    for each in reversed(blueprint.levels[level:]):
+        sides = [
+            frozenset().union(*(sides[child] for child in each.children_of(parent))) for parent in range(each.parents)
+        ]
+    return sides
 
 
 def _near_identity(shape: tuple[int, ...], gain: float, *, orthogonal: bool) -> Tensor:

@@ -39,7 +39,7 @@ CONFIG_VERSION = 2
 TREES = ("ttn", "attn", "mera")
 BASELINES = ("tt", "lowrank", "subspace", "frozen")
 TOPOLOGIES = (*TREES, "brickwall", *BASELINES)
-INITIALIZATIONS = ("paper", "isometric")
+INITIALIZATIONS = ("paper", "isometric", "conformal")
 
 #: Options that only some topologies have.
 OWNERS = {
@@ -70,7 +70,8 @@ class GeneratorConfig:
         order: how a weight's axes become modes (see :mod:`adntn.tensorize`).
         groups: row blocks, each with a generator of its own (Eqs. 66-67).
         boundary_layers: mixing layers of an ``attn`` at its last level, 1 or 2 (Figure 2).
-        initialization: ``"paper"`` (Section 3.5) or ``"isometric"`` (Eq. 18 at the start).
+        initialization: ``"paper"`` (Section 3.5), ``"isometric"`` (Eq. 18 at the start) or ``"conformal"`` (isometric
+            too, and such that the weight is well conditioned where the order mixes ``out`` and ``in``).
         norm: None, or what each hidden state is normalised to after the activation (Definition 2): ``"center"`` mean 0,
             ``"rms"`` mean square 1, ``"layer"`` mean 0 and variance 1.
         gate: whether every disentangler, activation and tree of a sum has a trained gate that starts open

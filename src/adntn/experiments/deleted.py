@@ -201,8 +201,10 @@ def deleted(layer: nn.Module) -> Deleted:
 
 
 def _fit(x: Tensor, axis: int, size: int) -> Tensor:
-    """Pad an axis with zeros, or crop it."""
+    """Pad an axis with zeros, or crop it; a copy in any case, since what comes next may work in place."""
     extra = size - x.shape[axis]
+    if extra == 0:
+        return x.clone()
     if extra > 0:
         return F.pad(x, (0, 0) * (-axis - 1) + (0, extra))
-    return x.narrow(axis, 0, size) if extra else x
+    return x.narrow(axis, 0, size).clone()

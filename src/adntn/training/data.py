@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,10 @@ class Part:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def to(self, device: str | torch.device) -> Part:
+        """Return the same on a device."""
+        return Part(self.images.to(device), self.labels.to(device))
+
 
 @dataclass(frozen=True, eq=False)
 class TrainingData:
@@ -50,6 +54,11 @@ class TrainingData:
     num_classes: int
     mean: Tensor
     std: Tensor
+
+    def to(self, device: str | torch.device) -> TrainingData:
+        """Return the same with all images on a device, so that no step waits for a copy."""
+        parts = {name: getattr(self, name).to(device) for name in ("train", "validation", "test")}
+        return replace(self, mean=self.mean.to(device), std=self.std.to(device), **parts)
 
     def normalized(self, images: Tensor) -> Tensor:  # shape: (n, C, H, W) -> the same, float32
         """Return images as a model takes them."""
@@ -95,6 +104,7 @@ class Batches:
             if world > 1:
                 missing = -len(index) % world
                 index = torch.cat([index, order[:missing]])[rank::world]
+            index = index.to(self.part.images.device)
             yield self.part.images[index], self.part.labels[index]
 
 

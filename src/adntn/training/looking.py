@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,15 +15,25 @@ from adntn.training.distributed import share, total
 __all__ = ["forward", "look"]
 
 
-def forward(model: nn.Module, inputs: Tensor, precision: str = "float32") -> Tensor:
-    """Run a model, in bfloat16 under autocast if asked for."""
+def forward(
+    model: Callable[[Tensor], Tensor], inputs: Tensor, precision: str = "float32", *, channels_last: bool = False
+) -> Tensor:
+    """Run a model, in bfloat16 under autocast if asked for, on images that lie in memory channels last if asked for."""
+    if channels_last:
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
     with torch.autocast(inputs.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         outputs: Tensor = model(inputs)
     return outputs
 
 
 def look(
-    model: nn.Module, data: TrainingData, part: Part, *, device: torch.device | str = "cpu", precision: str = "float32"
+    model: nn.Module,
+    data: TrainingData,
+    part: Part,
+    *,
+    device: torch.device | str = "cpu",
+    precision: str = "float32",
+    channels_last: bool = False,
 ) -> tuple[float, float]:
     """Return a model's accuracy, 0 ... 1, and its cross-entropy on some images.
 
@@ -34,6 +46,7 @@ def look(
         part: the images.
         device: that the model is on.
         precision: ``"float32"`` or ``"bfloat16"``.
+        channels_last: whether images are to lie in memory channels last.
     """
     modes = {module: module.training for module in model.modules()}
     rank, world = share()
@@ -43,7 +56,8 @@ def look(
     try:
         with cached(model):
             for images, labels in Batches(own, 1024):
-                logits = forward(model, data.normalized(images.to(device)), precision).float()
+                inputs = data.normalized(images.to(device))
+                logits = forward(model, inputs, precision, channels_last=channels_last).float()
                 labels = labels.to(device)
                 sums[0] += (logits.argmax(1) == labels).sum()
                 sums[1] += F.cross_entropy(logits, labels, reduction="sum")

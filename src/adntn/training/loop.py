@@ -116,11 +116,15 @@ def fit(
     keeper = Keeper(folder, fingerprint(model, data, how, seed, objective))
     interruptions = Interruptions(deadline)
     task = Task(data, how, objective, seed, keeper, log, tell, on_step, interruptions)
+    if how.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if teacher is not None:
         teacher.to(device).eval()
     if not any(p.requires_grad for p in model.parameters()):
         model.to(device)
-        accuracy, loss = look(model, data, data.validation, device=device, precision=how.precision)
+        accuracy, loss = look(
+            model, data, data.validation, device=device, precision=how.precision, channels_last=how.channels_last
+        )
         return Fitted(accuracy, loss, (accuracy,), 0, 0, 0.0, False)
     keeper.tidy()
     mode = model.training

@@ -108,6 +108,9 @@ class Run(pl.LightningModule):
     def __init__(self, model: nn.Module, task: Task, position: Position, checkpoint: Mapping[str, Any] | None) -> None:
         super().__init__()
         self.model, self.task, self.position = model, task, position
+        # Looks run the model itself: they come in other batches and under a cache, for which it would compile anew.
+        compiled: Callable[[Tensor], Tensor] = torch.compile(model) if task.how.compile else model
+        self._callable = lambda inputs: compiled(inputs)
         self.average: Average | None = None
         self.metrics = Metrics(None)
         self.traffic = Traffic()
@@ -160,7 +163,7 @@ class Run(pl.LightningModule):
         inputs = self.task.data.normalized(augment(images) if how.augment else images)
 
         def run(given: Tensor) -> Tensor:
-            return forward(self.model, given, how.precision)
+            return forward(self._callable, given, how.precision, channels_last=how.channels_last)
 
         if self.task.objective is not None:
             return self.task.objective(run, inputs, labels)
@@ -229,7 +232,12 @@ class Run(pl.LightningModule):
         spread_buffers(self.model)
         with self.average.shown() if self.average is not None else nullcontext():
             accuracy, loss = look(
-                self.model, task.data, task.data.validation, device=self.device, precision=task.how.precision
+                self.model,
+                task.data,
+                task.data.validation,
+                device=self.device,
+                precision=task.how.precision,
+                channels_last=task.how.channels_last,
             )
         if not math.isfinite(loss):
             raise NonFinite("the loss on the validation images", self._rerun)

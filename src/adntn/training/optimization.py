@@ -36,6 +36,9 @@ class Optimization(Options):
         label_smoothing: of the cross-entropy where no losses are named.
         patience: epochs without a better validation accuracy after which to stop; None means never.
         precision: ``"float32"``, or ``"bfloat16"`` for autocast; generators work in float32 either way.
+        channels_last: whether images and convolutions' weights lie in memory channels last, which is faster for most
+            convolutions, above all in bfloat16.
+        compile: whether the model runs through :func:`torch.compile`. That takes a minute or more at the first step.
         on_nonfinite: of a loss or gradient that is NaN or infinite: ``"stop"`` with the layer's name, or
             ``"lower-rate"``: back to the last good state with a tenth of the rate.
 
@@ -58,6 +61,8 @@ class Optimization(Options):
     label_smoothing: float = 0.0
     patience: int | None = None
     precision: str = "float32"
+    channels_last: bool = False
+    compile: bool = False
     on_nonfinite: str = "stop"
 
     what = "an optimization"
@@ -74,7 +79,8 @@ class Optimization(Options):
         check_number("weight_decay", self.weight_decay, least=0)
         check_number("warmup", self.warmup, least=0, below=1)
         check_number("label_smoothing", self.label_smoothing, least=0, below=1)
-        check_flag("augment", self.augment)
+        for name in ("augment", "channels_last", "compile"):
+            check_flag(name, getattr(self, name))
         for name in ("core_lr", "clip"):
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), above=0)

@@ -1,0 +1,202 @@
+"""Training the rows of an experiment that are not finished yet."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from adntn.checkpoint import save
+from adntn.errors import ConfigError, TrainingStopped
+from adntn.experiments.controls import chosen_weights, stored_numbers
+from adntn.experiments.data import ImageData
+from adntn.experiments.reproduce.rows import Folder, Result, Row
+from adntn.initialize import stable_rank
+from adntn.nn import GeneratedWeight
+from adntn.training.data import Part, TrainingData
+from adntn.training.folder import describe_machine, write_json
+from adntn.training.loop import fit
+from adntn.training.stages.base import Event
+
+__all__ = ["Told", "run_rows"]
+
+
+@dataclass(frozen=True)
+class Told:
+    """What is said while rows are trained.
+
+    Attributes:
+        row: its name.
+        seed: of it.
+        number: of this row and seed among those asked for, from 1.
+        total: of those.
+        event: how far it is, or None when it begins or ends.
+        result: what it came to, when it ends.
+        earlier: whether that was known before.
+    """
+
+    row: str
+    seed: int
+    number: int
+    total: int
+    event: Event | None = None
+    result: Result | None = None
+    earlier: bool = False
+
+
+def run_rows(
+    rows: Sequence[Row],
+    seeds: Sequence[int],
+    images: ImageData,
+    folder: Folder,
+    *,
+    device: str = "cpu",
+    deadline: float | None = None,
+    tell: Callable[[Told], None] = lambda told: None,
+) -> list[Result]:
+    """Train what is not finished, each row with the first seed before any with the second.
+
+    Several processes may work on one folder: what another one is training is passed over.
+
+    Args:
+        rows: to train.
+        seeds: each row is trained once with each.
+        images: to train and to test on.
+        folder: claimed for the experiment.
+        device: ``"cpu"`` or ``"cuda"``.
+        deadline: of :func:`time.monotonic`, at which to stop; None means never.
+        tell: is told the progress.
+
+    Returns:
+        What is finished of the rows and seeds asked for.
+
+    Raises:
+        TrainingStopped: the time was up, or SIGTERM came. Run again to go on.
+        ConfigError: the device is not there.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device='cuda' is not possible here: torch sees no CUDA device.")
+    data: TrainingData | None = None
+    todo = [(row, seed) for seed in seeds for row in rows]
+    results: list[Result] = []
+    for number, (row, seed) in enumerate(todo, 1):
+        at = (row.name, seed, number, len(todo))
+        known = folder.result(row.name, seed)
+        if known is not None:
+            results.append(known)
+            tell(Told(*at, result=known, earlier=True))
+            continue
+        with folder.holding(row.name, seed) as mine:
+            if not mine:
+                continue
+            known = folder.result(row.name, seed)
+            if known is None:
+                if deadline is not None and time.monotonic() >= deadline:
+                    raise TrainingStopped(
+                        f"the time was over before {row.name}, seed {seed}; {len(results)} of {len(todo)} are finished "
+                        f"in {folder.path}; the same command goes on from there."
+                    )
+                data = data or _training_data(images, device)
+                tell(Told(*at))
+
+                def moves(event: Event, at: tuple[str, int, int, int] = at) -> None:
+                    tell(Told(*at, event=event))
+
+                known = _train(row, seed, data, folder, device, deadline, moves)
+            results.append(known)
+            tell(Told(*at, result=known))
+    return results
+
+
+def _training_data(images: ImageData, device: str) -> TrainingData:
+    """Return a data set's images, all on the device; the test images are what is looked at, and nothing is chosen."""
+    test = Part(images.test.images, images.test.labels)
+    return TrainingData(
+        Part(images.train.images, images.train.labels),
+        validation=test,
+        test=test,
+        num_classes=images.num_classes,
+        mean=torch.tensor(images.mean),
+        std=torch.tensor(images.std),
+    ).to(device)
+
+
+def _train(
+    row: Row,
+    seed: int,
+    data: TrainingData,
+    folder: Folder,
+    device: str,
+    deadline: float | None,
+    tell: Callable[[Event], None],
+) -> Result:
+    model = row.make(seed)
+    start = _stable_ranks(model, row)
+    work = folder.work(row.name, seed)
+    fitted = fit(model, data, row.optimization, folder=work, seed=seed, device=device, tell=tell, deadline=deadline)
+    model.to("cpu")
+    file = folder.model_file(row.name, seed)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save(model, file)
+    stored, trained = _layer_numbers(model, row)
+    with torch.device("meta"):
+        dense = sum(math.prod(weight.shape) for weight in chosen_weights(row.build(), row.layers).values())
+    result = Result(
+        group=row.group,
+        variant=row.variant,
+        seed=seed,
+        accuracy=fitted.validation_accuracy,
+        loss=fitted.validation_loss,
+        curve=fitted.curve,
+        layer_dense=dense,
+        layer_stored=stored,
+        layer_trained=trained,
+        model_stored=sum(p.numel() for p in model.parameters()),
+        model_trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        stable_rank_start=start,
+        stable_rank_end=_stable_ranks(model, row),
+        rank_bound=_rank_bounds(model, row),
+        steps=fitted.steps,
+        train_seconds=fitted.seconds,
+        optimization=row.optimization.to_dict(),
+        about=dict(row.about),
+        environment={**describe_machine(), "device": device},
+    )
+    path = folder.result_file(row.name, seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, result.to_dict())
+    shutil.rmtree(work, ignore_errors=True)
+    return result
+
+
+def _weights(model: nn.Module, row: Row) -> dict[str, nn.Parameter | GeneratedWeight]:
+    if row.variant == "deleted" or not _has(model, row):
+        return {}
+    return chosen_weights(model, row.layers)
+
+
+def _has(model: nn.Module, row: Row) -> bool:
+    modules = dict(model.named_modules())
+    return all(name in modules for name in row.layers)
+
+
+def _layer_numbers(model: nn.Module, row: Row) -> tuple[int, int]:
+    """Return how many numbers the layers' weights store, and how many of those are trained; what is shared, once."""
+    parts = {id(p): p for weight in _weights(model, row).values() for p in stored_numbers(weight)}.values()
+    return sum(p.numel() for p in parts), sum(p.numel() for p in parts if p.requires_grad)
+
+
+@torch.no_grad()
+def _stable_ranks(model: nn.Module, row: Row) -> dict[str, float]:
+    made = {name: w.weight if isinstance(w, GeneratedWeight) else w for name, w in _weights(model, row).items()}
+    ranks = {name: stable_rank(weight.cpu()) for name, weight in made.items()}
+    return {name: rank for name, rank in ranks.items() if math.isfinite(rank)}
+
+
+def _rank_bounds(model: nn.Module, row: Row) -> dict[str, int]:
+    return {name: w.rank_bound() for name, w in _weights(model, row).items() if isinstance(w, GeneratedWeight)}

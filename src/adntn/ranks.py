@@ -23,7 +23,7 @@ from adntn.levels import Level
 from adntn.tensorize import OUT
 from adntn.topology import BASELINES, Blueprint, GeneratorConfig
 
-__all__ = ["CutRank", "cut_bound", "cut_ranks"]
+__all__ = ["CutRank", "cut_bound", "cut_ranks", "matrix_bound"]
 
 # A singular value below this share of the largest is taken for rounding, in float64.
 _TOLERANCE = 1e-12
@@ -95,6 +95,30 @@ def cut_bound(config: GeneratorConfig, shape: tuple[int, ...], cut: Sequence[int
         severed = sum((place in side) != (place + 1 in side) for place in range(len(sizes) - 1))
         return min(least, int(config.chi**severed))
     return min(least, config.terms * _minimal_cut(blueprint.levels if linear else blueprint.levels[-1:], side, extra))
+
+
+def matrix_bound(config: GeneratorConfig, shape: tuple[int, ...], *, linear: bool) -> int:
+    """Return the greatest rank that a generated weight can have as the matrix (out, in * kernel).
+
+    Args:
+        config: of the generator.
+        shape: of the weight.
+        linear: as in :func:`cut_bound`.
+
+    Returns:
+        The bound of the cut (out | in, kernel), times the groups; at most the matrix' shorter side, which is what is
+        left where the order ravels the axes.
+
+    Example:
+        >>> matrix_bound(GeneratorConfig(), (256, 256), linear=True)
+        4
+    """
+    sides = min(shape[0], math.prod(shape[1:]))
+    blueprint = Blueprint(shape, config)
+    out = _out_modes(blueprint)
+    if not 0 < len(out) < blueprint.tensorization.num_modes:
+        return sides
+    return min(sides, config.groups * cut_bound(config, shape, out, linear=linear))
 
 
 def _check(cut: Sequence[int], modes: int) -> list[int]:

@@ -63,19 +63,13 @@ class ExpressivitySettings(Options):
 
     def __post_init__(self) -> None:
         check_number("width", self.width, above=0)
-        for name, known in (
-            ("targets", TARGETS),
-            ("topologies", _TOPOLOGIES),
-            ("orders", ORDERS),
-            ("activations", None),
-            ("sizes", SIZES),
-            ("seeds", None),
-        ):
+        known = {"targets": tuple(TARGETS), "topologies": _TOPOLOGIES, "orders": ORDERS, "sizes": tuple(SIZES)}
+        for name in (*known, "activations", "seeds"):
             given = getattr(self, name)
             if not isinstance(given, tuple) or not given or len(set(given)) < len(given):
                 raise ConfigError(f"{name}={given!r} is not possible; name at least one, and none twice.")
-            for each in given if known is not None else ():
-                check_choice(name, each, known)
+            for each in given if name in known else ():
+                check_choice(name, each, known[name])
         object.__setattr__(self, "activations", tuple(map(activations.canonical, self.activations)))
         for seed in self.seeds:
             check_whole("seeds", seed, 0)

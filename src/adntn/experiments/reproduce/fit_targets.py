@@ -80,7 +80,8 @@ class Target:
 
 def spectrum(weight: Tensor) -> Tensor:
     """Return the singular values of a weight as the matrix (out, in * kernel), the largest first; float64."""
-    return torch.linalg.svdvals(weight.detach().double().flatten(1))
+    values: Tensor = torch.linalg.svdvals(weight.detach().double().flatten(1))
+    return values
 
 
 def measured_rank(values: Tensor) -> int:
@@ -149,17 +150,19 @@ def _smooth(width: float, models: Path | None) -> Tensor:
 def _kronecker(width: float, models: Path | None) -> Tensor:
     side = _side(width)
     outer = math.gcd(side, 2 ** (side.bit_length() // 2))
-    return torch.kron(_normal(outer, outer), _normal(side // outer, side // outer))
+    made: Tensor = torch.kron(_normal(outer, outer), _normal(side // outer, side // outer))
+    return made
 
 
 def _orthogonal(width: float, models: Path | None) -> Tensor:
-    return torch.linalg.qr(_gaussian_matrix(width, models))[0]
+    made: Tensor = torch.linalg.qr(_gaussian_matrix(width, models))[0]
+    return made
 
 
 def _tree(width: float, models: Path | None) -> Tensor:
     side = _side(width)
     config = GeneratorConfig(topology="mera", order="paired")
-    return Generator((side, side), config, device="cpu", dtype=torch.float64)()
+    return Generator((side, side), config, device="cpu", dtype=torch.float64).generate()
 
 
 def _trained(layer: str, width: float, models: Path | None) -> Tensor:

@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 import adntn
 from adntn.execution.plan import choose, multiply_adds
+from adntn.experiments.reproduce.expressivity import Fits
 from adntn.report.pages import markdown_table
+from adntn.report.reproduce import expressivity
 from adntn.report.schema import RunReport
 from adntn.report.training import controls_table, details_table, headline, read_report, stages_table
 
@@ -200,6 +202,24 @@ TABLES["fashion-controls"] = lambda: markdown_table(controls_table(run_report())
 TABLES["fashion-growth"] = lambda: markdown_table(details_table(run_report().details["grow"]))
 TABLES["growth"] = growth.table
 TABLES["speed-machine"] = lambda: speed.machine_table(measured().sessions)
+
+
+@functools.cache
+def fits() -> list[Fits]:
+    return expressivity.read_fits(DOCS / "results" / "expressivity")
+
+
+for rank in expressivity.RANKS:
+    TABLES[f"fits-equal-{rank}"] = functools.partial(
+        lambda rank: markdown_table(expressivity.equal_count_table(fits(), rank)), rank
+    )
+TABLES["fits-headline"] = lambda: expressivity.headline(fits())
+TABLES["fits-targets"] = lambda: markdown_table(expressivity.targets_table(fits()))
+TABLES["fits-gains"] = lambda: markdown_table(expressivity.gains_table(fits()))
+TABLES["fits-activations"] = lambda: markdown_table(expressivity.activations_table(fits()))
+TABLES["fits-orders"] = lambda: markdown_table(expressivity.orders_table(fits()))
+TABLES["fits-starts"] = lambda: markdown_table(expressivity.starts_table(fits()))
+TABLES["fits-ranks"] = lambda: markdown_table(expressivity.ranks_table(fits()))
 PAGES = (ROOT / "README.md", *DOCS.glob("*.md"))
 
 

@@ -13,7 +13,8 @@ import pytest
 
 from adntn.experiments.reproduce.expressivity import CellFolder, ExpressivitySettings, Fits, run_expressivity
 from adntn.experiments.reproduce.fit_cells import BASELINE, Cell
-from adntn.report.expressivity import (
+from adntn.report.pages import Table
+from adntn.report.reproduce.expressivity import (
     RANKS,
     activations_table,
     equal_count_table,
@@ -26,7 +27,6 @@ from adntn.report.expressivity import (
     targets_table,
     write_expressivity,
 )
-from adntn.report.pages import Table
 from adntn.training.folder import RunFolderError
 
 SETTINGS = ExpressivitySettings(

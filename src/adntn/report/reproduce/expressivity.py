@@ -10,9 +10,9 @@ from pathlib import Path
 from adntn.checkpoint import writing
 from adntn.experiments.reproduce.expressivity import CellFolder, Fits
 from adntn.experiments.reproduce.fit_cells import Cell
-from adntn.report.expressivity_plots import captured_plot, errors_plot, ranks_plot
 from adntn.report.figures import NONE, whole
 from adntn.report.pages import Page, Picture, Section, Table, to_markdown
+from adntn.report.reproduce.expressivity_plots import captured_plot, errors_plot, ranks_plot
 from adntn.training.folder import RunFolderError
 
 __all__ = [

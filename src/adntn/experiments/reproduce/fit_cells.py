@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from adntn.candidates import usable
 from adntn.decompose import obstacle, warm_start_
@@ -21,7 +22,10 @@ from adntn.ranks import matrix_bound
 from adntn.topology import TREES, Blueprint, GeneratorConfig
 from adntn.training.folder import RunFolderError
 
-__all__ = ["BASELINE", "SIZES", "Cell", "Fitting", "Wanted", "fit_cell", "wanted_cells"]
+__all__ = ["BASELINE", "DECOMPOSED", "SIZES", "Cell", "Fitting", "Wanted", "fit_cell", "wanted_cells"]
+
+#: The start that is the target's own decomposition.
+DECOMPOSED = "decomposed"
 
 #: The size of what has no sizes of its own: the ladders of low rank, tensor train and subspace.
 BASELINE = "baseline"
@@ -48,7 +52,7 @@ _LADDERS: Mapping[str, tuple[str, tuple[int, ...]]] = MappingProxyType(
     }
 )
 _LINEAR = "identity"
-_PROBE = 5  # a start is tried for a fifth of the steps
+_TRIAL = 5  # a start is tried for a fifth of the steps
 
 
 @dataclass(frozen=True)
@@ -89,8 +93,8 @@ class Cell:
         linear_bound: what Eq. 20 allows without an activation.
         rank_bound: what ``rank_bound()`` allows with one.
         start: which was the best: an initialization by name, or ``"decomposed"``.
-        starts: how far each of them came in its trial, by name and number; of a single one nothing.
-        steps: passes, those of all trials too.
+        starts: the error that each of them came to, by name and number; of one that did not go on, in its trial.
+        steps: passes, those of all starts.
         seconds: of one process.
     """
 
@@ -144,7 +148,7 @@ class Fitting:
 
     Attributes:
         restarts: random starts.
-        steps: of Adam from the best start.
+        steps: of Adam from each start that goes on.
         polish: iterations of L-BFGS after them.
     """
 
@@ -196,37 +200,67 @@ def _is_blocked(blueprint: Blueprint, orders: Sequence[str]) -> bool:
 
 
 def fit_cell(wanted: Wanted, target: Target, how: Fitting, seed: int) -> Cell:
-    """Fit a generator to a target from several starts; the one that is nearest after a short trial goes on.
+    """Fit a generator to a target from several starts, and keep the nearest.
 
-    Starts are isometric, in turns with conformal ones where the order mixes ``out`` and ``in``; and for trees and
-    tensor trains the target's own decomposition (:func:`adntn.warm_start_`). Low rank is the truncated singular value
-    decomposition, and a subspace, a linear problem, has one start. torch's global random state is left as it was.
+    Random starts are isometric, in turns with conformal ones where the order mixes ``out`` and ``in``; the one that is
+    nearest after a short trial goes on. Trees and tensor trains start from the target's own decomposition too
+    (:func:`adntn.warm_start_`), which goes on in any case: it begins nearer, and where there is much to find it often
+    ends farther away. Low rank is the truncated singular value decomposition, and a subspace, a linear problem, has one
+    start. torch's global random state is left as it was.
     """
     began = time.perf_counter()
-    config, shape = wanted.config, tuple(target.weight.shape)
     goal = target.weight.float()
+    made = starts(wanted, goal, how, seed)
+    reached: dict[str, float] = {}
+    steps = 0
+    if len(made) > 1:
+        for name in made:
+            steps += _fit(made[name], goal, FitOptions(steps=-(-how.steps // _TRIAL), polish=0), name, reached)
+    drawn = min((name for name in made if name != DECOMPOSED), key=lambda name: reached.get(name, 0.0))
+    options = FitOptions(steps=how.steps, polish=how.polish)
+    if wanted.config.topology == "subspace":  # least squares, one number an entry: a few steps of L-BFGS are the end
+        options = FitOptions(steps=0, polish=20)
+    full = [name for name in made if name in (drawn, DECOMPOSED)]
+    for name in full:
+        steps += _fit(made[name], goal, options, name, reached)
+    best = min(full, key=lambda name: reached[name])
+    return make_cell(wanted, target, made[best], best, reached, steps, time.perf_counter() - began)
+
+
+def starts(wanted: Wanted, goal: Tensor, how: Fitting, seed: int) -> dict[str, Generator]:
+    """Return the generators that a fit starts from, by name and number."""
+    config, shape = wanted.config, tuple(goal.shape)
     made: dict[str, Generator] = {}
     with torch.random.fork_rng(devices=[]):
         for number in range(1 if config.topology in ("lowrank", "subspace") else how.restarts):
-            name = _initialization(config, number)  # of low rank and a subspace it does not matter
+            name = _initialization(config, number)
             torch.default_generator.manual_seed(zlib.crc32(repr((wanted.key, number, seed)).encode()))
             made[f"{name}-{number}"] = Generator(shape, config.replace(initialization=name), std=1.0, device="cpu")
         if config.topology in (*TREES, "tt") and obstacle(config) is None:
-            made["decomposed"] = Generator(shape, config, std=1.0, device="cpu")
-            warm_start_(made["decomposed"], goal)
-    tried: dict[str, float] = {}
-    steps = 0
-    if len(made) > 1:
-        for name, generator in made.items():
-            report = fit_(generator, goal, FitOptions(steps=-(-how.steps // _PROBE), polish=0), progress=False)
-            tried[name], steps = float(f"{report.relative_error:.6g}"), steps + report.steps
-    best = min(made, key=lambda name: tried.get(name, 0.0))
-    options = FitOptions(steps=how.steps, polish=how.polish)
-    if config.topology == "subspace":  # least squares with one number an entry: a few steps of L-BFGS are at the end
-        options = FitOptions(steps=0, polish=20)
-    steps += fit_(made[best], goal, options, progress=False).steps
+            made[DECOMPOSED] = Generator(shape, config, std=1.0, device="cpu")
+            warm_start_(made[DECOMPOSED], goal)
+    return made
+
+
+def _fit(generator: Generator, goal: Tensor, options: FitOptions, name: str, reached: dict[str, float]) -> int:
+    report = fit_(generator, goal, options, progress=False)
+    reached[name] = float(f"{report.relative_error:.6g}")
+    return report.steps
+
+
+def make_cell(
+    wanted: Wanted,
+    target: Target,
+    fitted: Generator,
+    start: str,
+    reached: Mapping[str, float],
+    steps: int,
+    seconds: float,
+) -> Cell:
+    """Measure what a fit came to, in float64; the generator becomes one of float64."""
+    config, shape = wanted.config, tuple(target.weight.shape)
     with torch.no_grad():
-        weight = made[best].double()()
+        weight = fitted.double()()
     values = spectrum(weight)
     default = GeneratorConfig()
     shown = {name: value for name, value in config.to_dict().items() if value != getattr(default, name, value)}
@@ -236,16 +270,16 @@ def fit_cell(wanted: Wanted, target: Target, how: Fitting, seed: int) -> Cell:
         order=str(config.order),
         activation=config.activation,
         config={n: v for n, v in shown.items() if n not in ("topology", "order", "activation", "initialization")},
-        numbers=made[best].num_parameters,
+        numbers=fitted.num_parameters,
         error=float(f"{relative_error(weight, target.weight):.8g}"),
         rank=measured_rank(values),
         stable_rank=float(f"{stable_rank(weight):.6g}"),
         linear_bound=matrix_bound(config, shape, linear=True),
-        rank_bound=made[best].rank_bound(),
-        start="decomposed" if config.topology == "lowrank" else best.rpartition("-")[0] or best,
-        starts=tried,
+        rank_bound=fitted.rank_bound(),
+        start=DECOMPOSED if config.topology == "lowrank" else start.rpartition("-")[0] or start,
+        starts=dict(reached),
         steps=steps,
-        seconds=round(time.perf_counter() - began, 3),
+        seconds=round(seconds, 3),
     )
 
 

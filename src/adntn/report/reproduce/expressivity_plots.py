@@ -73,8 +73,8 @@ def _fronts(
             shown.setdefault(_TITLES.get(family, family), line)
         axes.set_xscale("log")
         if shares:
-            numbers = [cell.numbers for cell in fits.cells]
-            ends = [min(numbers), max(numbers)]
+            counts = sorted(cell.numbers for cell in fits.cells)
+            ends = [counts[0], counts[-1]]
             size = math.prod(fits.facts["shape"])
             (level,) = axes.plot(ends, [end / size for end in ends], ":", color="#888888", linewidth=1.2)
             shown["as its share of numbers"] = level

@@ -216,6 +216,7 @@ for rank in expressivity.RANKS:
 TABLES["fits-headline"] = lambda: expressivity.headline(fits())
 TABLES["fits-targets"] = lambda: markdown_table(expressivity.targets_table(fits()))
 TABLES["fits-gains"] = lambda: markdown_table(expressivity.gains_table(fits()))
+TABLES["fits-own"] = lambda: markdown_table(expressivity.own_count_table(fits()))
 TABLES["fits-activations"] = lambda: markdown_table(expressivity.activations_table(fits()))
 TABLES["fits-orders"] = lambda: markdown_table(expressivity.orders_table(fits()))
 TABLES["fits-starts"] = lambda: markdown_table(expressivity.starts_table(fits()))

@@ -21,6 +21,7 @@ from adntn.report.reproduce.expressivity import (
     gains_table,
     headline,
     orders_table,
+    own_count_table,
     ranks_table,
     read_fits,
     starts_table,
@@ -108,8 +109,16 @@ def test_activations_and_orders_are_compared_all_else_alike() -> None:
         cell("tt", 10, 0.1, **other),  # a baseline
     ]
     found = [fits("a", cells)]
-    assert row(activations_table(found), "elu") == ("+0.0000 (50 %)",)
-    assert row(orders_table(found), "paired") == ("−0.2000 (100 %)",)
+    assert row(activations_table(found), "elu") == ("1.14 (50 %)",)  # 0.51 / 0.36 and 0.64 / 0.75
+    assert row(orders_table(found), "paired") == ("1.67 (100 %)",)  # 0.75 / 0.36 and 0.64 / 0.51
+
+
+def test_at_its_own_count_a_tree_stands_beside_as_much_of_low_rank() -> None:
+    cells = [cell("ttn", 30, 0.8), cell("ttn", 30, 0.9, activation="elu"), cell("mera", 10, 0.9)]
+    table = own_count_table([fits("a", cells)])
+    # Ranks 1 and 2 have 20 and 40 numbers, and capture 0.19 and 0.36.
+    assert row(table, "ttn", "base") == (f"{0.36 / 0.275:.2f}",)
+    assert row(table, "mera", "base") == ("2.00",)
 
 
 def test_starts_are_counted_where_all_were_tried() -> None:

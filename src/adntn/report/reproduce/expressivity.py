@@ -22,6 +22,7 @@ __all__ = [
     "gains_table",
     "headline",
     "orders_table",
+    "own_count_table",
     "ranks_table",
     "read_fits",
     "starts_table",
@@ -66,7 +67,11 @@ def write_expressivity(folder: Path) -> str:
             Section("Error against numbers", (Picture(pictures["errors"], "error against numbers, by target"),)),
             Section(
                 "Captured, for its numbers",
-                (gains_table(found), Picture(pictures["captured"], "captured share against numbers, by target")),
+                (
+                    gains_table(found),
+                    own_count_table(found),
+                    Picture(pictures["captured"], "captured share against numbers, by target"),
+                ),
             ),
             Section("Activations", (activations_table(found),)),
             Section("Orders", (orders_table(found),)),
@@ -156,7 +161,7 @@ def gains_table(found: Sequence[Fits]) -> Table:
         cells = []
         for name in _targets(found):
             gains = [
-                (1.0 - cell.error**2) * _size(fits) / cell.numbers
+                _captured(cell) * _size(fits) / cell.numbers
                 for fits in found
                 if fits.target == name
                 for cell in fits.cells
@@ -167,47 +172,67 @@ def gains_table(found: Sequence[Fits]) -> Table:
     return Table(("captured over stored", *_targets(found)), tuple(rows))
 
 
+def own_count_table(found: Sequence[Fits]) -> Table:
+    """Return what the best of each topology and size captures over what low rank captures with just as many numbers.
+
+    Low rank is taken between two ranks in proportion, and below the first as a part of it.
+    """
+    kinds = list(dict.fromkeys((cell.topology, cell.size) for fits in found for cell in _ours(fits)))
+    rows = []
+    for topology, size in sorted(kinds, key=lambda kind: _families(found).index(kind[0])):
+        cells = []
+        for name in _targets(found):
+            ratios = []
+            for fits in found:
+                mine = [cell for cell in _ours(fits) if (cell.topology, cell.size) == (topology, size)]
+                if fits.target == name and mine:
+                    best = min(mine, key=_error)
+                    ratios.append(_captured(best) / _low_rank(fits, best.numbers))
+            cells.append(_mean(ratios, 2) if ratios else NONE)
+        rows.append((topology, size, *cells))
+    return Table(("captured over low rank's", "size", *_targets(found)), tuple(rows), words=("size",))
+
+
 def activations_table(found: Sequence[Fits]) -> Table:
-    """Return what an activation changes in the error against none, all else alike."""
+    """Return what an activation makes of the captured share against none, all else alike."""
     return _changes(found, "activation", lambda cell: cell.activation, "identity")
 
 
 def orders_table(found: Sequence[Fits]) -> Table:
-    """Return what an order changes in the error against the blocked one, all else alike."""
+    """Return what an order makes of the captured share against the blocked one, all else alike."""
     return _changes(found, "order", lambda cell: cell.order, "blocked")
 
 
 def _changes(found: Sequence[Fits], title: str, what: Callable[[Cell], str], base: str) -> Table:
-    """Return, by target, the median change of the error, and the share of fits that come nearer by it."""
+    """Return, by target, the median ratio of captured shares, and the share of fits that come nearer."""
     known = list(dict.fromkeys(what(cell) for fits in found for cell in _ours(fits)))
     rows = []
     for value in [each for each in known if each != base]:
         cells = []
         for name in _targets(found):
             pairs = [pair for fits in found if fits.target == name for pair in _pairs(fits, what, base, value)]
-            changes = [other - one for one, other in pairs]
-            if not changes:
+            if not pairs:
                 cells.append(NONE)
                 continue
-            median = round(statistics.median(changes), 4) + 0.0  # no minus before a zero
-            nearer = sum(change < 0 for change in changes) / len(changes)
-            cells.append(f"{median:+.4f} ({100 * nearer:.0f} %)".replace("-", "−"))
+            ratio = statistics.median(_captured(other) / _captured(one) for one, other in pairs)
+            nearer = sum(other.error < one.error for one, other in pairs) / len(pairs)
+            cells.append(f"{ratio:.2f} ({100 * nearer:.0f} %)")
         rows.append((value, *cells))
     return Table((f"{title}, against {base}", *_targets(found)), tuple(rows))
 
 
-def _pairs(fits: Fits, what: Callable[[Cell], str], base: str, value: str) -> Iterator[tuple[float, float]]:
+def _pairs(fits: Fits, what: Callable[[Cell], str], base: str, value: str) -> Iterator[tuple[Cell, Cell]]:
     def others(cell: Cell) -> tuple[str, ...]:
         return tuple(part for part in (cell.size, cell.topology, cell.order, cell.activation) if part != what(cell))
 
-    bases = {others(cell): cell.error for cell in _ours(fits) if what(cell) == base}
+    bases = {others(cell): cell for cell in _ours(fits) if what(cell) == base}
     for cell in _ours(fits):
         if what(cell) == value and others(cell) in bases:
-            yield bases[others(cell)], cell.error
+            yield bases[others(cell)], cell
 
 
 def starts_table(found: Sequence[Fits]) -> Table:
-    """Return how often each start was the nearest after its trial, of the fits that had all of them, per cent."""
+    """Return how often each start ended nearest, of the fits that had all of them, per cent."""
     names = ("isometric", "conformal", "decomposed")
     rows = []
     for name in _targets(found):
@@ -297,12 +322,28 @@ def _numbers(fits: Fits, rank: int) -> int:
 
 def _nearest(fits: Fits, rank: int) -> Cell | None:
     cells = [cell for cell in fits.cells if cell.numbers <= _numbers(fits, rank)]
-    return min(cells, key=lambda cell: cell.error, default=None)
+    return min(cells, key=_error, default=None)
 
 
 def _least(fits: Fits, rank: int, family: str) -> float | None:
     most = _numbers(fits, rank)
     return min((cell.error for cell in fits.cells if cell.topology == family and cell.numbers <= most), default=None)
+
+
+def _error(cell: Cell) -> float:
+    return cell.error
+
+
+def _captured(cell: Cell) -> float:
+    """Return the captured share of the target's squared norm, not quite nothing where it is nothing."""
+    return max(1.0 - cell.error**2, 1e-12)
+
+
+def _low_rank(fits: Fits, numbers: int) -> float:
+    """Return the captured share of the best low rank of so many numbers, between two ranks in proportion."""
+    rank, rest = divmod(numbers, sum(_sides(fits)))
+    below, above = (1.0 - _svd_error(fits.facts, each) ** 2 for each in (rank, rank + 1))
+    return below + (above - below) * rest / sum(_sides(fits))
 
 
 def _svd_error(facts: dict[str, list[float]], rank: int) -> float:

@@ -272,6 +272,59 @@ def test_the_reading_of_fits_and_growth_is_that_of_its_numbers() -> None:
     assert errors == said
 
 
+def test_the_reading_of_what_generators_represent_is_that_of_its_fits() -> None:
+    report, found = SCRIPTS["tables"]["expressivity"], {fits.target: fits for fits in SCRIPTS["tables"]["fits"]()}
+    names, every = [*found], [*found.values()]
+    reading = re.sub(r"\s+", " ", between((DOCS / "expressivity.md").read_text(), "reading"))
+
+    def numbers(table: Any, *first: str) -> dict[str, float]:
+        (row,) = [row[len(first) :] for row in table.rows if row[: len(first)] == first]
+        return {n: float(cell.split(" (")[0].replace(",", "")) for n, cell in zip(names, row, strict=True) if cell != "–"}
+
+    equal = {rank: report.equal_count_table(every, rank) for rank in (4, 16)}
+    for rank, said in ((4, ("0.937", "0.939")), (16, ("0.809", "0.843"))):
+        nearest = dict(zip(names, equal[rank].rows[-1][1:], strict=True))
+        for name, error in zip(("trained-conv", "trained-fc"), said, strict=True):
+            assert nearest[name] == "low rank"
+            assert f"{numbers(equal[rank], 'low rank')[name]:.3f}" == error
+            assert error in reading
+    trees = ("ttn", "attn", "mera", "brickwall")
+    assert f"leaves {min(numbers(equal[4], name)['lowrank'] for name in trees):.3f}." in reading
+    assert numbers(equal[4], "low rank")["lowrank"] == 0.0
+    assert numbers(equal[4], "low rank")["kronecker"] == 0.936
+    assert all(found[name].facts["stable_rank"] < 30 for name in ("trained-conv", "trained-fc"))
+    assert all(found[name].facts["stable_rank"] > 65 for name in ("gaussian-conv", "gaussian"))
+
+    gains = report.gains_table(every)
+    for name in ("ttn", "attn", "mera", "low rank"):
+        assert all(1.45 < numbers(gains, name)[target] < 2.1 for target in ("gaussian-conv", "gaussian"))
+    assert all(0.9 < gain < 1.1 for gain in numbers(gains, "subspace").values())
+    own = report.own_count_table(every)
+    small = [numbers(own, name, size) for name in ("ttn", "attn") for size in ("base", "wide")]
+    assert min(row["trained-fc"] for row in small) == pytest.approx(2 / 3, abs=0.02)
+    assert max(row["trained-conv"] for row in small) == pytest.approx(4 / 3, abs=0.02)
+    assert numbers(own, "ttn", "base")["circulant"] == pytest.approx(40, abs=2)
+
+    activations = report.activations_table(every)
+    sine, elu, fast = (numbers(activations, name) for name in ("sine(omega=3)", "elu", "sine(omega=10)"))
+    assert all(1.0 <= sine[name] < 1.26 and elu[name] <= sine[name] + 0.01 >= fast[name] for name in names)
+    paired = numbers(report.orders_table(every), "paired")
+    assert paired["circulant"] == pytest.approx(5, abs=0.5)
+    assert paired["kronecker"] == pytest.approx(1.5, abs=0.15)
+    assert all(0.75 < paired[name] < 0.9 for name in ("trained-conv", "trained-fc"))
+    assert paired["lowrank"] == pytest.approx(1 / 3, abs=0.06)
+
+    for fits in every:
+        for cell in fits.cells:
+            assert cell.rank <= (cell.linear_bound if cell.activation == "identity" else cell.rank_bound)
+    (own_tree,) = [
+        cell.error
+        for cell in found["tree"].cells
+        if (cell.size, cell.topology, cell.order, cell.activation) == ("base", "mera", "paired", "sine(omega=3)")
+    ]
+    assert f"its fit stopped at {own_tree:.2f}." in reading
+
+
 def test_what_choosing_says_of_other_pages_is_what_stands_there() -> None:
     table = (DEMO / "table.md").read_text()
     trees = re.findall(r"^\| (?:ttn|attn|mera) \|.*?\| ([\d.]+) ± ([\d.]+) \|", table, re.MULTILINE)

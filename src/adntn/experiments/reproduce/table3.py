@@ -95,9 +95,9 @@ def table3_rows(settings: Settings, image_shape: ImageShape, num_classes: int) -
         groups = {name: group for name, group in GROUPS.items() if group.network == network}
         every = tuple(layer for group in groups.values() for layer in group.layers)
         how = settings.optimization(*_RATES[network])
-        rows.append(_row(network, Variant("dense", "dense"), build, every, how))
+        rows.append(_row(network, network, Variant("dense", "dense"), build, every, how))
         rows += [
-            _row(name, variant, build, group.layers, how)
+            _row(name, network, variant, build, group.layers, how)
             for name, group in groups.items()
             for variant in variants(build, group.layers)
         ]
@@ -111,11 +111,12 @@ def _builder(network: str, width: float, image_shape: ImageShape, num_classes: i
     return functools.partial(vgg16, image_shape, num_classes, width, (hidden, hidden))
 
 
-def _row(group: str, variant: Variant, build: Build, layers: tuple[str, ...], how: Optimization) -> Row:
+def _row(group: str, network: str, variant: Variant, build: Build, layers: tuple[str, ...], how: Optimization) -> Row:
     config = variant.config.to_dict() if variant.kind in ("generated", "frozen") else None
     return Row(
         group=group,
         variant=variant.name,
+        network=network,
         build=build,
         make=functools.partial(variant.make, build, layers),
         layers=layers,

@@ -131,17 +131,14 @@ def time_steps(
             missing = [r for r in rows if r.network == network and r.name not in known.get(network, {}).get("rows", {})]
             other = _difference(known[network]["environment"], machine) if network in known and missing else ""
             if other:
-                text = (
-                    f"{network}: {len(missing)} rows are not timed, for the times of the others are of another machine"
-                )
-                tell(Timed(None, 0, 0, text=f"{text} ({other}); without {folder.timings_file} all are timed again"))
+                text = f"{network}: the times so far are of another machine ({other}), so {len(missing)} rows have none"
+                tell(Timed(None, 0, 0, text=f"{text}; without {folder.timings_file} all are timed again"))
             else:
                 todo += missing
         for number, row in enumerate(todo, 1):
             if deadline is not None and time.monotonic() >= deadline:
-                raise TrainingStopped(
-                    f"the time was over with {len(todo) - number + 1} of {len(todo)} rows to be timed."
-                )
+                left = f"{len(todo) - number + 1} of {len(todo)}"
+                raise TrainingStopped(f"the time was over with {left} rows still to be timed.")
             tell(Timed(row.name, number, len(todo)))
             batch, values = _time(row, _dense(row, every), images, device)
             of_network = known.setdefault(

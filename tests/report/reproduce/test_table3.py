@@ -235,6 +235,14 @@ def test_the_notes_name_width_limits_and_machines(tmp_path: Path) -> None:
     assert "Its counts" not in table3_text(made.folder(tmp_path / "b", "table3", rows, width=1.0))
 
 
+def test_rows_that_were_not_trained_alike_are_told(tmp_path: Path) -> None:
+    assert "One recipe for all rows" in table3_text(made.folder(tmp_path / "a", "table3", fc2()))
+    rows = [*fc2(), made.result(FC2, "brickwall", 0, 0.8, optimization={"lr": 0.1})]
+    text = table3_text(made.folder(tmp_path / "b", "table3", rows))
+    assert "Not all rows of a network have the same recipe" in text
+    assert "One recipe" not in text
+
+
 def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match=r"holds no reproduction: it has no settings\.json"):
         write_table3(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -216,8 +217,8 @@ def _notes(
     notes = [
         (
             f"{conditions(settings, results)}; batches of {settings.get('batch_size', NONE)}, "
-            f"{settings.get('precision', 'unknown precision')}. One recipe for all rows of a network; the accuracy is "
-            f"that of the last epoch on the test images. Trained on: {trained}."
+            f"{settings.get('precision', 'unknown precision')}. {_recipes(sections)} The accuracy is that of the last "
+            f"epoch on the test images. Trained on: {trained}."
         ),
         (
             "Accuracy: mean ± sample deviation over the seeds, their number in brackets. Δ: difference in points to "
@@ -235,6 +236,19 @@ def _notes(
         notes.append(f"Controls. {'; '.join(controls)}.")
     notes.append(_timing_note(timings))
     return "\n\n".join(filter(None, notes))
+
+
+def _recipes(sections: Sequence[Section]) -> str:
+    """Say whether the rows that are compared were trained in one way."""
+    ways: dict[str, set[str]] = {}
+    for section in sections:
+        for result in (result for line in section.lines for result in line.results):
+            ways.setdefault(section.network, set()).add(json.dumps(result.optimization, sort_keys=True))
+    return (
+        "One recipe for all rows of a network."
+        if all(len(found) == 1 for found in ways.values())
+        else "Not all rows of a network have the same recipe: see `optimization` in their files."
+    )
 
 
 def _timing_note(timings: Mapping[str, Any]) -> str:

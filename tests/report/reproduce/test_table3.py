@@ -108,7 +108,7 @@ def test_sizes_ratios_ranks_and_times(tmp_path: Path) -> None:
     assert rows["deleted"][:4] == ["0", "–", "0", "–"]
     assert rows["deleted"][8:] == ["–", "–"]
     assert rows["frozen-dense"][:4] == ["1,048,576", "–", "0", "1x"]
-    assert "batch 128, median of 7 rounds" in text
+    assert "on one batch of 128, median of 7 rounds in turns" in text
     assert "Measured on: EPYC, 1 thread, torch 2.13.0." in text
     assert "Time per step" not in table3_text(made.folder(tmp_path / "untimed", "table3", fc2()))
 

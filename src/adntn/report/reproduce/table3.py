@@ -259,8 +259,9 @@ def _timing_note(timings: Mapping[str, Any]) -> str:
     rounds = sorted({part["rounds"] for part in known if "rounds" in part})
     where = machines(part.get("environment", {}) for part in known)
     return (
-        f"Time per step: forward, backward and optimiser, batch {_either(batches)}, median of {_either(rounds)} "
-        f"rounds, rows in turns; in brackets over the dense network's. Measured on: {where}."
+        f"Time per step: forward, backward and optimiser on one batch of {_either(batches)}, median of "
+        f"{_either(rounds)} rounds in turns with the dense network; in brackets its ratio to that one's. Measured on: "
+        f"{where}."
     )
 
 

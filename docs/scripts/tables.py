@@ -192,17 +192,6 @@ TABLES.update(
 )
 
 
-def run_report() -> RunReport:
-    return read_report(DOCS / "results" / "fashion-mnist")
-
-
-TABLES["fashion-headline"] = lambda: headline(run_report())
-TABLES["fashion-stages"] = lambda: markdown_table(stages_table(run_report()))
-TABLES["fashion-controls"] = lambda: markdown_table(controls_table(run_report()))
-TABLES["fashion-growth"] = lambda: markdown_table(details_table(run_report().details["grow"]))
-TABLES["growth"] = growth.table
-
-
 #: What makes an experiment's text, and the pictures below it.
 EXPERIMENTS: dict[str, tuple[Callable[[Path, int], str], dict[str, str]]] = {
     "table3": (
@@ -232,6 +221,17 @@ TABLES.update(
         if (DOCS / "results" / name / "settings.json").is_file()
     }
 )
+
+
+def run_report() -> RunReport:
+    return read_report(DOCS / "results" / "fashion-mnist")
+
+
+TABLES["fashion-headline"] = lambda: headline(run_report())
+TABLES["fashion-stages"] = lambda: markdown_table(stages_table(run_report()))
+TABLES["fashion-controls"] = lambda: markdown_table(controls_table(run_report()))
+TABLES["fashion-growth"] = lambda: markdown_table(details_table(run_report().details["grow"]))
+TABLES["growth"] = growth.table
 TABLES["speed-machine"] = lambda: speed.machine_table(measured().sessions)
 PAGES = (ROOT / "README.md", *DOCS.glob("*.md"))
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import reproduce_makers
 
 import adntn
 from adntn.experiments.runs import Row, Timing
@@ -200,6 +201,27 @@ def test_tables_are_what_the_library_says(name: str) -> None:
             assert_alike(shown, TABLES[name](), rel=0.1, abs=0.15)
         else:
             assert shown == TABLES[name]()
+
+
+@pytest.mark.parametrize("name", SCRIPTS["tables"]["EXPERIMENTS"])
+def test_the_evidence_page_has_room_for_each_experiment_and_its_files_are_of_one_piece(name: str) -> None:
+    """What stands between the marks is compared above, as soon as there are results."""
+    shown = between((DOCS / "evidence.md").read_text(), name)
+    folder = DOCS / "results" / name
+    assert (shown != "") == (folder / "settings.json").is_file() == (name in TABLES)
+    if shown:
+        assert SCRIPTS["tables"]["EXPERIMENTS"][name][0](folder, 2) in (folder / "table.md").read_text()
+
+
+def test_the_evidence_page_is_filled_from_an_experiments_folder(tmp_path: Path) -> None:
+    rows = [reproduce_makers.result("vgg16-fc2", "ttn", 0, 0.9), reproduce_makers.deleted("vgg16-fc2", 0, 0.91)]
+    folder = reproduce_makers.folder(tmp_path / "results" / "table3", "table3", rows)
+    text = SCRIPTS["tables"]["experiment"]("table3", tmp_path)
+    assert text.startswith("### VGG-16, FC2\n\n| network ")
+    assert "figure5.png" not in text
+    (folder / "figure5.png").touch()
+    text = SCRIPTS["tables"]["experiment"]("table3", tmp_path)
+    assert text.endswith("![Test accuracies of all rows and controls](results/table3/figure5.png)")
 
 
 @pytest.mark.parametrize("name", SCRIPTS["pictures"]["PICTURES"])

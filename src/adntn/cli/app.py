@@ -20,7 +20,7 @@ from adntn.tensorize import ORDERS
 from adntn.topology import INITIALIZATIONS, NORMS, TOPOLOGIES
 from adntn.training.optimization import PRECISIONS
 
-_MODEL = "small-cnn, vgg16, vgg16-quarter, alexnet, or path/to/file.py:function. The file is run."
+_MODEL = "small-cnn, vgg16, vgg16-quarter, alexnet, resnet20, or path/to/file.py:function. The file is run."
 
 app = typer.Typer(
     name="adntn",

@@ -67,12 +67,13 @@ def test_the_list_follows_the_settings_and_is_json_on_demand() -> None:
     assert (row["row"], row["layer_dense"], row["layer_stored"]) == ("vgg16-conv/deleted", 5 * 9 * 128**2, 0)
 
 
-@pytest.mark.parametrize("experiment", ["table3", "whole"])
-def test_every_experiment_lists_rows_that_stand_beside_a_dense_network(experiment: str) -> None:
-    result = invoke(experiment, "--list", "--json", "--width", "0.125")
-    names = [row["row"] for row in json.loads(result.stdout)]
-    assert len(set(names)) == len(names) > 10
-    assert any(name.endswith("/dense") for name in names)
+def test_the_rows_of_whole_networks_are_listed_with_what_their_budgets_buy() -> None:
+    result = invoke("whole", "--list", "--json", "--width", "0.125", "--rows", "*/narrow-dense-*,resnet20/dense")
+    rows = {row["row"]: row for row in json.loads(result.stdout)}
+    assert "resnet20/dense" in rows
+    narrow = {int(name.rpartition("-")[2]): row["model_trained"] for name, row in rows.items() if "narrow" in name}
+    assert len(narrow) > 2
+    assert all(0.8 * budget < count <= budget for budget, count in narrow.items())
 
 
 # --- a run ----------------------------------------------------------------------------------------------------------
@@ -100,6 +101,19 @@ def test_table3_runs_on_tiny_settings_and_says_it_again_at_once(monkeypatch: pyt
     assert "3 of 3 were finished before" in again.stdout
     assert trained(again) == []
     assert {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.md")} == reports
+
+
+def test_whole_runs_on_tiny_settings() -> None:
+    rows = "resnet20/dense,resnet20/narrow-dense-5000,resnet20/ttn-blocked-5000"
+    result = invoke("whole", *SMALL, "--width", "0.25", "--rows", rows, "--seeds", "1", "--threads", "1", "--json")
+    assert result.exit_code == 0, result.output
+    content = json.loads(result.stdout)
+    variants = {each["variant"]: each for each in content["results"]}
+    assert {"dense", "narrow-dense-5000", "ttn-blocked-5000"} == variants.keys()
+    assert all(each["model_trained"] <= 5000 for name, each in variants.items() if name.endswith("-5000"))
+    assert content["timings"]["resnet20"]["rows"].keys() == {f"resnet20/{name}" for name in variants}
+    assert content["headline"]
+    assert (Path("runs/whole") / "settings.json").is_file()
 
 
 def test_a_folder_goes_on_with_its_own_settings() -> None:
@@ -171,7 +185,7 @@ def test_expressivity_runs_on_tiny_settings_and_says_it_again(tmp_path: Path) ->
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (("--rows", "vgg16-fc2/tnt"), ("no row is named 'vgg16-fc2/tnt'", "Did you mean 'vgg16-fc2/ttn'")),
+        (("--rows", "vgg16-fc2/merra"), ("no row is named 'vgg16-fc2/merra'", "Did you mean 'vgg16-fc2/mera'")),
         (("--seeds", "two"), ("seeds='two' is neither a number of seeds",)),
         (("--width", "-1"), ("width=-1.0 is not possible",)),
         (("--precision", "half"), ("precision='half' is not known",)),

@@ -8,14 +8,20 @@ import json
 import pkgutil
 import re
 import runpy
+import shlex
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import reproduce_makers
+import typer
 
 import adntn
+from adntn.cli import app
+from adntn.experiments.reproduce.rows import chosen_rows
+from adntn.experiments.reproduce.settings import Settings
+from adntn.experiments.reproduce.table3 import table3_rows
 from adntn.experiments.runs import Row, Timing
 from adntn.report.summary import markdown, summarize
 from adntn.training.stages.grow import Grow
@@ -126,6 +132,30 @@ def test_the_training_page_shows_the_benchmarks_table_and_its_code_runs(
     exec(compile(code.replace("epochs=20", "epochs=2"), "training.md", "exec"), names)
     assert names["fitted"].epochs == 2
     assert (tmp_path / "run" / "epoch.ckpt").is_file()
+
+
+def test_the_reproduce_pages_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "reproduce.md").read_text(), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(code, "reproduce.md", "exec"), names)
+    assert [each.name for each in names["results"]] == ["vgg16/dense"]
+    assert (tmp_path / "run" / "models" / "vgg16" / "dense-seed0.safetensors").is_file()
+
+
+def test_the_commands_of_the_reproduce_and_evidence_pages_are_possible() -> None:
+    group: Any = typer.main.get_command(app)
+    text = (DOCS / "reproduce.md").read_text() + (DOCS / "evidence.md").read_text()
+    commands = re.findall(r"^(?:until )?adntn reproduce (\w+)(.*?)(?:; do.*)?$", text, re.MULTILINE)
+    assert {name for name, _ in commands} == {"table3", "whole", "expressivity"}
+    for name, options in commands:
+        group.commands["reproduce"].commands[name].make_context(name, shlex.split(options))
+    parameters = [each for command in group.commands["reproduce"].commands.values() for each in command.params]
+    known = {option for each in parameters for option in (*each.opts, *each.secondary_opts)}
+    named = set(re.findall(r"`(--[a-z-]+)", (DOCS / "reproduce.md").read_text()))
+    assert named <= known
+    rows = {name for row in re.findall(r"--rows '([^']*)'", text) for name in row.split(",")}
+    chosen_rows(table3_rows(Settings(), (3, 32, 32), 10), sorted(rows))
 
 
 def test_the_budget_page_shows_the_studys_tables_and_the_plan_that_is_kept_and_a_possible_recipe() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pkgutil
 import random
 import signal
 import subprocess
@@ -27,6 +28,7 @@ from adntn.experiments.reproduce.steps import read_timings
 from adntn.training.folder import RunFolderError
 
 TESTS = Path(__file__).parents[2]
+EXPERIMENTS = dict(job.EXPERIMENTS)
 NAMES = ("small/dense", "small-fc/ttn", "small-fc/deleted", "small-fc/frozen-dense")
 
 
@@ -106,6 +108,16 @@ def test_a_time_limit_stops_it(tmp_path: Path) -> None:
     with pytest.raises(TrainingStopped, match="0 of 4 are finished"):
         run(tmp_path, minutes=1e-9)
     assert Folder(tmp_path).settings()["experiment"] == "small"
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_row_of_an_experiment_has_a_name_of_its_own_and_stands_beside_a_dense_network(experiment: str) -> None:
+    resolved = pkgutil.resolve_name(EXPERIMENTS[experiment])(Settings(width=0.125), (3, 32, 32), 10)
+    rows = {row.name: row for row in resolved}
+    assert len(rows) == len(resolved) > 10
+    for row in resolved:
+        assert rows[f"{row.network}/dense"].variant == "dense"
+        assert row.optimization.epochs == Settings().epochs
 
 
 # --- processes ------------------------------------------------------------------------------------------------------

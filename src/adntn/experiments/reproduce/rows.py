@@ -240,5 +240,6 @@ def chosen_rows(rows: Sequence[Row], patterns: Sequence[str]) -> list[Row]:
     names = [row.name for row in rows]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
-            raise ConfigError(f"no row is named {pattern!r}; there are {', '.join(names)}.{nearest(pattern, names)}")
+            groups = ", ".join(f"{group}/..." for group in dict.fromkeys(row.group for row in rows))
+            raise ConfigError(f"no row is named {pattern!r}; there are {groups} (--list).{nearest(pattern, names)}")
     return [row for row in rows if any(fnmatchcase(row.name, pattern) for pattern in patterns)]

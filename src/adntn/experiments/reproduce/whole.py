@@ -105,7 +105,7 @@ def whole_rows(settings: Settings, image_shape: ImageShape, num_classes: int) ->
             model = build()
         layers = tuple(select(model, DEFAULT_TARGETS[network]))
         row = functools.partial(
-            Row, group=network, build=build, layers=layers, optimization=settings.optimization(*_RATES)
+            Row, group=network, network=network, build=build, layers=layers, optimization=settings.optimization(*_RATES)
         )
         for variant in (Variant("dense", "dense"), Variant("frozen-dense", "frozen-dense")):
             make = functools.partial(variant.make, build, layers)

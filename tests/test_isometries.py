@@ -32,14 +32,14 @@ def test_rows_or_columns_are_orthonormal(a: int, d: int) -> None:
         assert_orthonormal(core)
 
 
-@pytest.mark.parametrize(("a", "d"), [(1, 2), (2, 2), (4, 2), (3, 3), (4, 4), (16, 4), (5, 5), (8, 8), (1, 7)])
+@pytest.mark.parametrize("a, d", [(1, 2), (2, 2), (4, 2), (3, 3), (4, 4), (16, 4), (5, 5), (8, 8), (1, 7)])
 def test_each_row_of_a_conformal_core_is_an_orthogonal_matrix(a: int, d: int) -> None:
     for row in conformal(a, d):
         matrix = row.reshape(d, d) * math.sqrt(d)
         torch.testing.assert_close(matrix @ matrix.mT, torch.eye(d, dtype=torch.float64))
 
 
-@pytest.mark.parametrize(("a", "d"), [(2, 2), (2, 4), (3, 4), (4, 4)])
+@pytest.mark.parametrize("a, d", [(2, 2), (2, 4), (3, 4), (4, 4)])
 def test_so_is_every_combination_of_complex_numbers_and_quaternions(a: int, d: int) -> None:
     for _ in range(5):
         matrix = (torch.randn(a, dtype=torch.float64) @ conformal(a, d)).reshape(d, d)

@@ -19,7 +19,17 @@ from torch import Tensor, nn
 
 from adntn.errors import AdntnError, nearest
 
-__all__ = ["DEFAULT_TARGETS", "MODELS", "Builder", "ModelError", "alexnet", "model_builder", "resnet20", "small_cnn", "vgg16"]
+__all__ = [
+    "DEFAULT_TARGETS",
+    "MODELS",
+    "Builder",
+    "ModelError",
+    "alexnet",
+    "model_builder",
+    "resnet20",
+    "small_cnn",
+    "vgg16",
+]
 
 ImageShape = tuple[int, int, int]  # channels, height, width
 

@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from adntn.cli.screen import print_whole
-from adntn.errors import ConfigError, TrainingStopped
+from adntn.errors import ConfigError, NonFiniteError, TrainingStopped
 
 #: What writes the report of an experiment into its folder and returns the headline.
 REPORTS: Mapping[str, str] = MappingProxyType(
@@ -61,10 +61,11 @@ def run_experiment(
     only_list: bool,
     as_json: bool,
 ) -> None:
-    """Run ``adntn reproduce table3`` or ``whole``; the report is written also where the time limit ends it.
+    """Run ``adntn reproduce table3`` or ``whole``; the report is written also where it does not come to its end.
 
     Raises:
         TrainingStopped: the time was up, or SIGTERM came.
+        NonFiniteError: some rows came to NaN or infinity; all others are finished.
         AdntnError: whatever else is wrong.
     """
     console = Console(stderr=as_json)
@@ -88,7 +89,7 @@ def run_experiment(
             f"into {escape(str(folder))}",
             highlight=False,
         )
-    stopped: TrainingStopped | None = None
+    stopped: TrainingStopped | NonFiniteError | None = None
     with RowScreen(console, quiet=as_json) as screen:
         try:
             reproduce(
@@ -105,7 +106,7 @@ def run_experiment(
                 times=times,
                 tell=screen,
             )
-        except TrainingStopped as error:
+        except (TrainingStopped, NonFiniteError) as error:
             stopped = error
     found = [each.to_dict() for each in Folder(folder).results()]
     content = {"settings": Folder(folder).settings(), "results": found, "timings": read_timings(Folder(folder))}

@@ -11,7 +11,7 @@ from rich.console import Console
 from adntn.cli.progress import Pace, make_bars
 from adntn.experiments.reproduce.run import Told
 from adntn.experiments.reproduce.steps import Timed
-from adntn.report.figures import duration, times
+from adntn.report.figures import duration
 
 if TYPE_CHECKING:
     from adntn.experiments.reproduce.expressivity import ToldFit
@@ -47,6 +47,9 @@ class RowScreen:
     def __call__(self, told: Told | Timed) -> None:
         if isinstance(told, Timed):
             self._timed(told)
+        elif told.failed:
+            self._clear()
+            self._print(f"{self._place(told)}  {told.row:<26} seed {told.seed}  {told.failed}")
         elif told.event is not None:
             self._moves(told)
         elif told.result is None:
@@ -76,9 +79,8 @@ class RowScreen:
         self._flush()
         result = told.result
         assert result is not None
-        place = f"{told.number}/{told.total}"
         self._print(
-            f"{place:>7}  {told.row:<26} seed {told.seed}  {100 * result.accuracy:5.1f} %  "
+            f"{self._place(told)}  {told.row:<26} seed {told.seed}  {100 * result.accuracy:5.1f} %  "
             f"{result.layer_stored:>10,} in the layers  {result.model_stored:>10,} in all  "
             f"{duration(result.train_seconds):>12}"
         )
@@ -91,7 +93,11 @@ class RowScreen:
         else:
             self._clear()
             milliseconds, ratio = told.values["milliseconds"], told.values["dense_ratio"]
-            self._print(f"         {told.row:<26} a step  {milliseconds:9.2f} ms  {times(ratio):>6} dense")
+            self._print(f"         {told.row:<26} a step  {milliseconds:9.2f} ms  {ratio:6.2f}x dense")
+
+    @staticmethod
+    def _place(told: Told) -> str:
+        return f"{told.number}/{told.total}".rjust(7)
 
     def _flush(self) -> None:
         """Say how many were finished before, where some were since that was last said."""

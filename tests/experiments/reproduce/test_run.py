@@ -13,9 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from small_rows import SETTINGS, STEPS, Heard, bright_halves, small_rows
+from torch import Tensor, nn
 
 from adntn.checkpoint import load
-from adntn.errors import ConfigError, TrainingStopped
+from adntn.errors import ConfigError, NonFiniteError, TrainingStopped
 from adntn.experiments.data import normalize
 from adntn.experiments.reproduce import run
 from adntn.experiments.reproduce.counts import count_numbers
@@ -141,6 +142,30 @@ def test_what_another_process_finished_just_now_is_not_trained_again(
     heard = Heard()
     (result,) = run_rows([ROWS["ttn"]], (0,), DATA, finished.folder, tell=heard)
     assert (heard.begun(), result.name) == ([], "small-fc/ttn")
+
+
+class Exploding(nn.Module):
+    """Its weights are so large that the first loss is not finite."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = ROWS["dense"].build()
+        with torch.no_grad():
+            for parameter in self.inner.parameters():
+                parameter.mul_(1e30)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.inner(x)
+        return out
+
+
+def test_a_row_that_comes_to_nothing_does_not_stop_the_others(tmp_path: Path) -> None:
+    bad = replace(ROWS["dense"], group="small-fc", variant="bad", make=lambda seed: Exploding(), layers=())
+    heard, folder = Heard(), Folder(tmp_path)
+    with pytest.raises(NonFiniteError, match=r"^small-fc/bad, seed 0: the loss is NaN or infinite at step 1"):
+        run_rows([bad, ROWS["deleted"]], (0,), DATA, folder, tell=heard)
+    assert [each.name for each in folder.results()] == ["small-fc/deleted"]
+    assert [t.row for t in heard.told if isinstance(t, Told) and t.failed] == ["small-fc/bad"]
 
 
 # --- an end before the end ------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from adntn.errors import ConfigError, check_choice
+from adntn.errors import ConfigError, NonFiniteError, check_choice
 from adntn.experiments.data import load_data
 from adntn.experiments.models import ImageShape
 from adntn.experiments.reproduce.rows import Folder, Result, Row, chosen_rows
@@ -111,7 +111,7 @@ def reproduce(
         ConfigError: an option is impossible, a pattern matches nothing, or the device is not there.
         RunFolderError: the folder holds something else, or was made with other settings.
         DataError: the data cannot be read.
-        NonFiniteError: training came to NaN or infinity.
+        NonFiniteError: some rows came to NaN or infinity; all others are finished.
     """
     _check(seeds, device, threads, minutes)
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
@@ -122,9 +122,16 @@ def reproduce(
     wanted = chosen_rows(every, rows)
     folder = Folder(path)
     folder.claim(experiment, settings, images)
-    results = run_rows(wanted, seeds, images, folder, device=device, deadline=deadline, tell=tell)
+    failure: NonFiniteError | None = None
+    results: list[Result] = []
+    try:
+        results = run_rows(wanted, seeds, images, folder, device=device, deadline=deadline, tell=tell)
+    except NonFiniteError as error:
+        failure = error
     if times:
         time_steps(wanted, every, images, folder, device=device, deadline=deadline, tell=tell)
+    if failure is not None:
+        raise failure
     return results
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from adntn.checkpoint import save
-from adntn.errors import ConfigError, TrainingStopped
+from adntn.errors import ConfigError, NonFiniteError, TrainingStopped
 from adntn.experiments.data import ImageData
 from adntn.experiments.reproduce.counts import count_numbers, row_weights
 from adntn.experiments.reproduce.rows import Folder, Result, Row
@@ -38,6 +38,7 @@ class Told:
         event: how far it is, or None when it begins or ends.
         result: what it came to, when it ends.
         earlier: whether that was known before.
+        failed: why it came to nothing.
     """
 
     row: str
@@ -47,6 +48,7 @@ class Told:
     event: Event | None = None
     result: Result | None = None
     earlier: bool = False
+    failed: str = ""
 
 
 def run_rows(
@@ -61,7 +63,8 @@ def run_rows(
 ) -> list[Result]:
     """Train what is not finished, each row with the first seed before any with the second.
 
-    Several processes may work on one folder: what another one is training is passed over.
+    Several processes may work on one folder: what another one is training is passed over. A row that comes to NaN or
+    infinity does not keep the others from being trained.
 
     Args:
         rows: to train.
@@ -78,12 +81,14 @@ def run_rows(
     Raises:
         TrainingStopped: the time was up, or SIGTERM came. Run again to go on.
         ConfigError: the device is not there.
+        NonFiniteError: some rows came to NaN or infinity; all others are finished.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device='cuda' is not possible here: torch sees no CUDA device.")
     data: TrainingData | None = None
     todo = [(row, seed) for seed in seeds for row in rows]
     results: list[Result] = []
+    failures: list[str] = []
     for number, (row, seed) in enumerate(todo, 1):
         at = (row.name, seed, number, len(todo))
         known = folder.result(row.name, seed)
@@ -107,9 +112,16 @@ def run_rows(
                 def moves(event: Event, at: tuple[str, int, int, int] = at) -> None:
                     tell(Told(*at, event=event))
 
-                known = _train(row, seed, data, folder, device, deadline, moves)
+                try:
+                    known = _train(row, seed, data, folder, device, deadline, moves)
+                except NonFiniteError as error:
+                    failures.append(f"{row.name}, seed {seed}: {error}")
+                    tell(Told(*at, failed=str(error)))
+                    continue
             results.append(known)
             tell(Told(*at, result=known, earlier=earlier))
+    if failures:
+        raise NonFiniteError(" ".join(failures))
     return results
 
 

@@ -87,6 +87,7 @@ class RowScreen:
 
     def _timed(self, told: Timed) -> None:
         if told.row is None:
+            self._flush()
             self._print(f"  {told.text}")
         elif told.values is None:
             self._begins(f"{told.number}/{told.total} {told.row}, a step")

@@ -34,13 +34,15 @@ AGAIN = "the same command goes on from there"
 # Of a data set that need not be there to list the rows.
 _CIFAR10 = ((3, 32, 32), 10)
 _KNOWN = {
-    "settings.json": "what was asked for, on which images",
+    "settings.json": "what was asked for",
     "environment.json": "where it was begun",
     "rows": "a file a row and seed: accuracy, curve, numbers, ranks",
     "cells": "a file a target and seed: what it is, and a line a fit",
     "models": "the trained networks",
     "timings.json": "time of a training step, in turns with the dense network",
     "work": "checkpoints of what is not finished",
+    "table.md": "the tables",
+    "table.csv": "the same for other programs",
 }
 
 
@@ -85,9 +87,10 @@ def run_experiment(
     if not as_json:
         console.print(
             f"[bold]{experiment}[/] on {escape(Path(source).name)}: width {settings.width:g}, "
-            f"{settings.epochs} epochs, seeds {', '.join(map(str, seeds))}, {settings.precision}, on {escape(device)}; "
-            f"into {escape(str(folder))}",
+            f"{settings.epochs} epoch{'s' if settings.epochs > 1 else ''}, seeds {', '.join(map(str, seeds))}, "
+            f"{settings.precision}, on {escape(device)}; into {escape(str(folder))}",
             highlight=False,
+            soft_wrap=not console.is_terminal,
         )
     stopped: TrainingStopped | NonFiniteError | None = None
     with RowScreen(console, quiet=as_json) as screen:

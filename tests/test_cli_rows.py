@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from adntn.cli.rows import RowScreen
+from adntn.cli.rows import FitScreen, RowScreen
 from adntn.experiments.reproduce.rows import Result
 from adntn.experiments.reproduce.run import Told
 from adntn.experiments.reproduce.steps import Timed
@@ -99,3 +100,32 @@ def test_on_a_terminal_a_bar_shows_how_far_a_row_is() -> None:
         last = file.getvalue()[len(shown) :]
         assert "1/1 vgg16-fc2/ttn, a step" in last
         assert "loss" not in last.rpartition("1/1")[2]  # the next bar begins with nothing of the one before
+
+
+def drive_fits(screen: Any) -> None:
+    with screen:
+        screen(SimpleNamespace(target="trained-fc", seed=0, number=0, total=0, note="no trained network is given"))
+        for number in range(1, 10):
+            target = "gaussian" if number < 6 else "smooth"
+            screen(SimpleNamespace(target=target, seed=0, number=number, total=9, note="", earlier=number < 3))
+        if screen.live:
+            screen.bars.refresh()
+
+
+def test_fits_are_a_line_a_target_in_a_pipe() -> None:
+    console, file = written(terminal=False, width=20)
+    drive_fits(FitScreen(console))
+    assert [line.strip() for line in file.getvalue().splitlines()] == [
+        "trained-fc, seed 0: no trained network is given",
+        "3/9  gaussian, seed 0",
+        "6/9  smooth, seed 0",
+    ]
+
+
+def test_fits_are_a_bar_on_a_terminal_and_nothing_when_quiet() -> None:
+    console, file = written(terminal=True, width=120)
+    drive_fits(FitScreen(console))
+    assert re.search(r"fits .* 9/9 .* smooth, seed 0", file.getvalue())
+    console, file = written(terminal=True)
+    drive_fits(FitScreen(console, quiet=True))
+    assert file.getvalue() == ""

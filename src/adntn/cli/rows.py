@@ -34,7 +34,7 @@ class RowScreen:
         self.console, self.quiet, self.clock = console, quiet, clock
         self.bars = make_bars(console, live=console.is_terminal and not quiet)
         self.pace = Pace(clock)
-        self._earlier: list[int] = []
+        self._earlier = self._total = 0
 
     def __enter__(self) -> RowScreen:
         self.bars.start()
@@ -55,8 +55,7 @@ class RowScreen:
         elif told.result is None:
             self._begins(f"{told.number}/{told.total} {told.row}, seed {told.seed}")
         elif told.earlier:
-            self._earlier.append(told.number)
-            self._total = told.total
+            self._earlier, self._total = self._earlier + 1, told.total
         else:
             self._ends(told)
 
@@ -103,8 +102,8 @@ class RowScreen:
     def _flush(self) -> None:
         """Say how many were finished before, where some were since that was last said."""
         if self._earlier:
-            self._print(f"         {len(self._earlier)} of {self._total} were finished before")
-            self._earlier = []
+            self._print(f"         {self._earlier} of {self._total} were finished before")
+            self._earlier = 0
 
     def _clear(self) -> None:
         for task in self.bars.task_ids:

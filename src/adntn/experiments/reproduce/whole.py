@@ -111,8 +111,8 @@ def whole_rows(settings: Settings, image_shape: ImageShape, num_classes: int) ->
             make = functools.partial(variant.make, build, layers)
             rows.append(row(variant=variant.name, make=make, about=_about(variant.name, None)))
         for budget in BUDGETS:
-            for name, make in _rivals(build, model, layers, budget).items():
-                rows.append(row(variant=f"{name}-{budget}", make=make, about=_about(name, budget)))
+            for name, makes in _rivals(build, model, layers, budget).items():
+                rows.append(row(variant=f"{name}-{budget}", make=makes, about=_about(name, budget)))
     return rows
 
 

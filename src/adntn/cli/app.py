@@ -294,6 +294,33 @@ def whole(
     _run_rows("whole", locals())
 
 
+@reproduction.command()
+def levers(
+    data: Data = None,
+    rows: Rows = None,
+    seeds: Seeds = "2",
+    width: Width = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    train_limit: TrainLimit = None,
+    test_limit: TestLimit = None,
+    precision: Precision = None,
+    augment: Augment = None,
+    compiled: Compile = None,
+    device: Device = "cpu",
+    threads: Threads = None,
+    minutes: Minutes = None,
+    out: Out = None,
+    resume: Resume = None,
+    times: Times = True,
+    only_list: OnlyList = False,
+    download: Download = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train one network of generated convolutions after the other, one thing changed at a time: what makes it work?"""
+    _run_rows("levers", locals())
+
+
 def _run_rows(experiment: str, options: dict[str, Any]) -> None:
     given = {setting: options.pop(name) for name, setting in _SETTINGS.items()}
     with Errors(AGAIN):

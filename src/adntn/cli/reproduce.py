@@ -25,6 +25,7 @@ REPORTS: Mapping[str, str] = MappingProxyType(
     {
         "table3": "adntn.report.reproduce.table3:write_table3",
         "whole": "adntn.report.reproduce.whole:write_whole",
+        "levers": "adntn.report.reproduce.levers:write_levers",
         "expressivity": "adntn.report.reproduce.expressivity:write_expressivity",
     }
 )
@@ -63,7 +64,7 @@ def run_experiment(
     only_list: bool,
     as_json: bool,
 ) -> None:
-    """Run ``adntn reproduce table3`` or ``whole``; the report is written also where it does not come to its end.
+    """Run an experiment of rows for the screen; the report is written also where it does not come to its end.
 
     Raises:
         TrainingStopped: the time was up, or SIGTERM came.

@@ -2,5 +2,5 @@
 
 ``settings.py`` says what can be asked for, ``rows.py`` what a row is and what it came to, ``counts.py`` how many
 numbers it has. ``run.py`` trains what is not trained yet, ``steps.py`` takes the time of a step, ``job.py`` does all of
-that. ``table3.py`` and ``whole.py`` list the rows of an experiment each.
+that. ``table3.py``, ``whole.py`` and ``levers.py`` list the rows of an experiment each.
 """

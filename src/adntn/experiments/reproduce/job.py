@@ -33,6 +33,7 @@ EXPERIMENTS: Mapping[str, str] = MappingProxyType(
     {
         "table3": "adntn.experiments.reproduce.table3:table3_rows",
         "whole": "adntn.experiments.reproduce.whole:whole_rows",
+        "levers": "adntn.experiments.reproduce.levers:lever_rows",
     }
 )
 
@@ -90,7 +91,7 @@ def reproduce(
     Rows, seeds, device and threads may be others from call to call; the settings and the images may not.
 
     Args:
-        experiment: ``"table3"`` or ``"whole"``.
+        experiment: one of :data:`EXPERIMENTS`.
         settings: what changes the results.
         path: of the folder: new, empty, or of the same experiment and settings.
         data: name or folder of the data set.

@@ -147,7 +147,7 @@ def test_the_commands_of_the_reproduce_and_evidence_pages_are_possible() -> None
     group: Any = typer.main.get_command(app)
     text = (DOCS / "reproduce.md").read_text() + (DOCS / "evidence.md").read_text()
     commands = re.findall(r"^(?:until )?adntn reproduce (\w+)(.*?)(?:; do.*)?$", text, re.MULTILINE)
-    assert {name for name, _ in commands} == {"table3", "whole", "expressivity"}
+    assert {name for name, _ in commands} == {"table3", "whole", "levers", "expressivity"}
     for name, options in commands:
         group.commands["reproduce"].commands[name].make_context(name, shlex.split(options))
     parameters = [each for command in group.commands["reproduce"].commands.values() for each in command.params]

@@ -8,13 +8,20 @@ import json
 import pkgutil
 import re
 import runpy
+import shlex
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
+import reproduce_makers
+import typer
 
 import adntn
+from adntn.cli import app
+from adntn.experiments.reproduce.rows import chosen_rows
+from adntn.experiments.reproduce.settings import Settings
+from adntn.experiments.reproduce.table3 import table3_rows
 from adntn.experiments.runs import Row, Timing
 from adntn.report.summary import markdown, summarize
 from adntn.training.stages.grow import Grow
@@ -127,6 +134,30 @@ def test_the_training_page_shows_the_benchmarks_table_and_its_code_runs(
     assert (tmp_path / "run" / "epoch.ckpt").is_file()
 
 
+def test_the_reproduce_pages_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "reproduce.md").read_text(), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(code, "reproduce.md", "exec"), names)
+    assert [each.name for each in names["results"]] == ["vgg16/dense"]
+    assert (tmp_path / "run" / "models" / "vgg16" / "dense-seed0.safetensors").is_file()
+
+
+def test_the_commands_of_the_reproduce_and_evidence_pages_are_possible() -> None:
+    group: Any = typer.main.get_command(app)
+    text = (DOCS / "reproduce.md").read_text() + (DOCS / "evidence.md").read_text()
+    commands = re.findall(r"^(?:until )?adntn reproduce (\w+)(.*?)(?:; do.*)?$", text, re.MULTILINE)
+    assert {name for name, _ in commands} == {"table3", "whole", "levers", "expressivity"}
+    for name, options in commands:
+        group.commands["reproduce"].commands[name].make_context(name, shlex.split(options))
+    parameters = [each for command in group.commands["reproduce"].commands.values() for each in command.params]
+    known = {option for each in parameters for option in (*each.opts, *each.secondary_opts)}
+    named = set(re.findall(r"`(--[a-z-]+)", (DOCS / "reproduce.md").read_text()))
+    assert named <= known
+    rows = {name for row in re.findall(r"--rows '([^']*)'", text) for name in row.split(",")}
+    chosen_rows(table3_rows(Settings(), (3, 32, 32), 10), sorted(rows))
+
+
 def test_the_budget_page_shows_the_studys_tables_and_the_plan_that_is_kept_and_a_possible_recipe() -> None:
     study = runpy.run_path(str(ROOT / "benchmarks" / "budget.py"))
     page = (ROOT / "docs" / "budget.md").read_text()
@@ -200,6 +231,27 @@ def test_tables_are_what_the_library_says(name: str) -> None:
             assert_alike(shown, TABLES[name](), rel=0.1, abs=0.15)
         else:
             assert shown == TABLES[name]()
+
+
+@pytest.mark.parametrize("name", SCRIPTS["tables"]["EXPERIMENTS"])
+def test_the_evidence_page_has_room_for_each_experiment_and_its_files_are_of_one_piece(name: str) -> None:
+    """What stands between the marks is compared above, as soon as there are results."""
+    shown = between((DOCS / "evidence.md").read_text(), name)
+    folder = DOCS / "results" / name
+    assert (shown != "") == (folder / "settings.json").is_file() == (name in TABLES)
+    if shown:
+        assert SCRIPTS["tables"]["EXPERIMENTS"][name][0](folder, 2) in (folder / "table.md").read_text()
+
+
+def test_the_evidence_page_is_filled_from_an_experiments_folder(tmp_path: Path) -> None:
+    rows = [reproduce_makers.result("vgg16-fc2", "ttn", 0, 0.9), reproduce_makers.deleted("vgg16-fc2", 0, 0.91)]
+    folder = reproduce_makers.folder(tmp_path / "results" / "table3", "table3", rows)
+    text = SCRIPTS["tables"]["experiment"]("table3", tmp_path)
+    assert text.startswith("### VGG-16, FC2\n\n| network ")
+    assert "figure5.png" not in text
+    (folder / "figure5.png").touch()
+    text = SCRIPTS["tables"]["experiment"]("table3", tmp_path)
+    assert text.endswith("![Test accuracies of all rows and controls](results/table3/figure5.png)")
 
 
 @pytest.mark.parametrize("name", SCRIPTS["pictures"]["PICTURES"])
@@ -279,7 +331,9 @@ def test_the_reading_of_what_generators_represent_is_that_of_its_fits() -> None:
 
     def numbers(table: Any, *first: str) -> dict[str, float]:
         (row,) = [row[len(first) :] for row in table.rows if row[: len(first)] == first]
-        return {n: float(cell.split(" (")[0].replace(",", "")) for n, cell in zip(names, row, strict=True) if cell != "–"}
+        return {
+            n: float(cell.split(" (")[0].replace(",", "")) for n, cell in zip(names, row, strict=True) if cell != "–"
+        }
 
     equal = {rank: report.equal_count_table(every, rank) for rank in (4, 16)}
     for rank, said in ((4, ("0.937", "0.939")), (16, ("0.809", "0.843"))):

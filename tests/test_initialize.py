@@ -117,7 +117,7 @@ def test_every_levels_pre_activation_starts_with_variance_1(topology: str, confi
         assert z.var(dim=1, correction=0).tolist() == pytest.approx([1.0] * len(z), rel=1e-10)
 
 
-@pytest.mark.parametrize("initialization", ["paper", "isometric"])
+@pytest.mark.parametrize("initialization", ["paper", "isometric", "conformal"])
 def test_a_block_of_a_brick_wall_carries_its_scale_in_its_first_column(initialization: str) -> None:
     config = GeneratorConfig(
         topology="brickwall", columns=4, initialization=initialization, gate=True, activation="elu"
@@ -165,7 +165,7 @@ def test_gates_start_open_and_closing_them_does_what_they_say(topology: str) -> 
             torch.testing.assert_close(gen(), -2 * before, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("initialization", ["paper", "isometric"])
+@pytest.mark.parametrize("initialization", ["paper", "isometric", "conformal"])
 def test_calibration_scales_expansions_and_carries_alike_and_leaves_the_rest(initialization: str) -> None:
     config = GeneratorConfig(topology="mera", initialization=initialization, groups=2, latent_order=3)
     torch.manual_seed(5)

@@ -47,7 +47,7 @@ configs = st.builds(
     | st.floats(0.01, 100).map(lambda w: f"sine(omega={w!r})"),
     order=st.sampled_from(ORDERS) | st.permutations(range(6)).map(tuple),
     groups=st.integers(1, 64),
-    initialization=st.sampled_from(["paper", "isometric"]),
+    initialization=st.sampled_from(["paper", "isometric", "conformal"]),
     norm=st.sampled_from([None, "center", "rms", "layer"]),
     kernel_radix=st.none() | st.integers(2, 9),
 )

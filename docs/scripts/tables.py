@@ -22,6 +22,8 @@ from adntn.execution.plan import choose, multiply_adds
 from adntn.experiments.reproduce.expressivity import Fits
 from adntn.report.pages import markdown_table
 from adntn.report.reproduce import expressivity
+from adntn.report.reproduce.table3 import table3_text
+from adntn.report.reproduce.whole import whole_text
 from adntn.report.schema import RunReport
 from adntn.report.training import controls_table, details_table, headline, read_report, stages_table
 
@@ -189,6 +191,37 @@ def measured() -> Results:
 
 TABLES.update(
     {name: functools.partial(lambda make: make(measured().rows), make) for name, make in speed.TABLES.items()}
+)
+
+
+#: What makes an experiment's text, and the pictures below it.
+EXPERIMENTS: dict[str, tuple[Callable[[Path, int], str], dict[str, str]]] = {
+    "table3": (
+        table3_text,
+        {
+            "figure4.png": "Compression ratios of the layers and of the whole model",
+            "figure5.png": "Test accuracies of all rows and controls",
+        },
+    ),
+    "whole": (whole_text, {"accuracy.png": "Test accuracy against the trained numbers of the whole model"}),
+}
+
+
+def experiment(name: str, docs: Path = DOCS) -> str:
+    """What `adntn reproduce` found, with its pictures."""
+    text, pictures = EXPERIMENTS[name]
+    folder = docs / "results" / name
+    links = [f"![{says}](results/{name}/{file})" for file, says in pictures.items() if (folder / file).is_file()]
+    return "\n\n".join([text(folder, 3), *links])
+
+
+# A page may wait for results that are not there yet.
+TABLES.update(
+    {
+        name: functools.partial(experiment, name)
+        for name in EXPERIMENTS
+        if (DOCS / "results" / name / "settings.json").is_file()
+    }
 )
 
 

@@ -195,3 +195,40 @@ def test_a_matrix_that_is_read_is_the_same_map() -> None:
 def test_other_layers_are_refused() -> None:
     with pytest.raises(CompressionError, match="a LayerNorm cannot be deleted; linear layers, convolutions"):
         deleted(nn.LayerNorm(3))
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(6, 6), nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 4, 1)], ids=str)
+def test_what_works_in_place_after_it_leaves_its_input_alone(layer: nn.Module) -> None:
+    """Without a copy a ReLU in place would change what the layer before has kept for its gradient."""
+    before = nn.Sequential(nn.Conv2d(6, 6, 1), nn.Sigmoid()) if isinstance(layer, nn.Conv2d) else nn.Sigmoid()
+    x = torch.randn((5, 6, 4, 4) if isinstance(layer, nn.Conv2d) else (5, 6), requires_grad=True)
+    found = []
+    for inplace in (True, False):
+        x.grad = None
+        kept = before(x)
+        y = nn.Sequential(deleted(layer), nn.Hardtanh(-0.1, 0.5, inplace=inplace))(kept)
+        assert torch.equal(kept, before(x))
+        y.square().sum().backward()
+        assert x.grad is not None
+        found.append(x.grad)
+    assert torch.equal(*found)
+
+
+def test_a_network_whose_layers_are_gone_trains_with_activations_in_place() -> None:
+    model = nn.Sequential(
+        *(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True)),
+        *(deleted(nn.Conv2d(4, 4, 3, padding=1)), nn.ReLU(inplace=True)),
+        *(deleted(nn.Conv2d(4, 4, 3, padding=1)), nn.ReLU(inplace=True)),
+        *(nn.Flatten(), nn.Linear(144, 8), nn.ReLU(inplace=True), deleted(nn.Linear(8, 8)), nn.ReLU(inplace=True)),
+        nn.Linear(8, 2),
+    )
+    images, labels = torch.randn(16, 1, 8, 8), torch.arange(16) % 2
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(images), labels)
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0] / 2

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from adntn.training.data import Batches, Part, augment
+from adntn.training.data import Batches, Part, TrainingData, augment
 
 # --- batches --------------------------------------------------------------------------------------------------------
 
@@ -72,6 +72,25 @@ def test_shares_are_equal_and_make_up_the_batches(count: int, size: int, world: 
         assert len({len(each) for each in own}) == 1
         assert set(batch) <= {label for each in own for label in each}
         assert sum(map(len, own)) - len(batch) < world
+
+
+def test_data_moves_as_a_whole_and_batches_stay_where_it_is() -> None:
+    parts = [Part(torch.zeros(n, 1, 2, 2, dtype=torch.uint8), torch.arange(n) % 2) for n in (6, 3, 4)]
+    data = TrainingData(*parts, num_classes=2, mean=torch.tensor([0.5]), std=torch.tensor([0.25]))
+    moved = data.to("meta")
+    for name, part in zip(("train", "validation", "test"), parts, strict=True):
+        found = getattr(moved, name)
+        assert (found.images.device.type, found.labels.device.type) == ("meta", "meta")
+        assert (found.images.shape, found.images.dtype, len(found)) == (part.images.shape, torch.uint8, len(part))
+        assert getattr(data, name) is part  # what it was made of stays
+    assert (moved.mean.device.type, moved.std.device.type, moved.num_classes) == ("meta", "meta", 2)
+    assert moved.normalized(moved.train.images).device.type == "meta"
+    assert augment(moved.train.images).device.type == "meta"
+    for images, labels in Batches(moved.train, 4, 1):
+        assert (images.device.type, labels.device.type) == ("meta", "meta")
+    same = data.to("cpu").train
+    assert torch.equal(same.images, data.train.images)
+    assert torch.equal(same.labels, data.train.labels)
 
 
 # --- augmentation ---------------------------------------------------------------------------------------------------

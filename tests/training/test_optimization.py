@@ -23,7 +23,7 @@ from adntn.training.optimization import Optimization
         *({"warmup": value} for value in (-0.1, 1.0, math.nan)),
         *({"ema": value} for value in (0, 1.0, "0.9")),
         *({"patience": value} for value in (0, 1.5, True)),
-        *({"augment": value} for value in ("yes", 1, None)),
+        *({name: value} for name in ("augment", "channels_last", "compile") for value in ("yes", 1, None)),
     ],
     ids=str,
 )
@@ -44,5 +44,5 @@ def test_a_name_that_is_not_known_is_refused(name: str) -> None:
 
 
 def test_it_goes_through_json() -> None:
-    how = Optimization(optimizer="sgd", core_lr=0.5, ema=0.9, patience=3, clip=None)
+    how = Optimization(optimizer="sgd", core_lr=0.5, ema=0.9, patience=3, clip=None, channels_last=True, compile=True)
     assert Optimization.from_dict(json.loads(json.dumps(how.to_dict()))) == how

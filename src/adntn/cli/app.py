@@ -11,14 +11,16 @@ import typer
 from adntn._version import __version__
 from adntn.cli.compress import run_compress
 from adntn.cli.inspect import run_inspect
-from adntn.cli.options import GENERATOR, JOB, RECIPE, split_names
+from adntn.cli.options import GENERATOR, JOB, RECIPE, parse_seeds, split_names
+from adntn.cli.reproduce import AGAIN, run_experiment, run_expressivity_command
 from adntn.cli.screen import Errors
 from adntn.cli.search import run_search_command
 from adntn.cli.train import run_train
 from adntn.tensorize import ORDERS
 from adntn.topology import INITIALIZATIONS, NORMS, TOPOLOGIES
+from adntn.training.optimization import PRECISIONS
 
-_MODEL = "small-cnn, vgg16, vgg16-quarter, alexnet, or path/to/file.py:function. The file is run."
+_MODEL = "small-cnn, vgg16, vgg16-quarter, alexnet, resnet20, or path/to/file.py:function. The file is run."
 
 app = typer.Typer(
     name="adntn",
@@ -27,6 +29,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+reproduction = typer.Typer(help="Run the experiments behind the library's claims; what is finished is never run again.")
+app.add_typer(reproduction, name="reproduce", no_args_is_help=True)
 
 
 # Options that several commands take.
@@ -46,6 +51,37 @@ KernelRadix = Annotated[int | None, typer.Option(help="Size of the modes of a co
 Columns = Annotated[int | None, typer.Option(help="Columns of gates of a brickwall.")]
 Blocks = Annotated[int | None, typer.Option(help="Blocks of a brickwall, with an activation between them.")]
 SubspaceDim = Annotated[int | None, typer.Option(help="Trained numbers of a subspace; as many as a ttn by default.")]
+Data = Annotated[
+    str | None, typer.Option(help="digits, fashion-mnist, cifar10 (the default), or a folder with a data set.")
+]
+Rows = Annotated[
+    str | None, typer.Option(help="Which rows, comma-separated, as 'vgg16-fc2/*,vgg16/dense'; all by default.")
+]
+Seeds = Annotated[str, typer.Option(help="A number of seeds, as 3, or a list, as 0,1,7.")]
+Width = Annotated[float | None, typer.Option(help="Share of the networks' channels, as 0.25; 1 by default.")]
+Epochs = Annotated[int | None, typer.Option(help="Passes over the training images; 12 by default.")]
+BatchSize = Annotated[int | None, typer.Option(help="Images a step; 128 by default.")]
+TrainLimit = Annotated[int | None, typer.Option(help="Training images at most, a stratified sample.")]
+TestLimit = Annotated[int | None, typer.Option(help="Test images at most, likewise.")]
+Precision = Annotated[str | None, typer.Option(help=f"{' or '.join(PRECISIONS)}; bfloat16 by default.")]
+Augment = Annotated[bool | None, typer.Option("--augment/--no-augment", help="Shifts and flips; on by default.")]
+Compile = Annotated[bool | None, typer.Option("--compile/--no-compile", help="By torch.compile; off by default.")]
+Device = Annotated[str, typer.Option(help="cpu or cuda; may be another when one goes on.")]
+Threads = Annotated[int | None, typer.Option(help="Threads of torch; likewise.")]
+Minutes = Annotated[float | None, typer.Option(help="Stop after so long, with exit code 75; the same command goes on.")]
+Out = Annotated[Path | None, typer.Option(help="Folder, new or to go on with; runs/<experiment> by default.")]
+Resume = Annotated[Path | None, typer.Option(help="A folder to go on with; it must be there.")]
+Times = Annotated[bool, typer.Option("--times/--no-times", help="Time a training step of each row at the end.")]
+OnlyList = Annotated[bool, typer.Option("--list", help="Print the rows and their numbers, and train nothing.")]
+Download = Annotated[bool, typer.Option("--download", help="Allow fetching the data set over the network.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the results as JSON and nothing else.")]
+Names = typer.Option(help="Comma-separated; all by default.")
+
+# Options of an experiment's settings, by their names here.
+_SETTINGS = {
+    **{name: name for name in ("width", "epochs", "batch_size", "train_limit", "test_limit", "precision", "augment")},
+    "compiled": "compile",
+}
 
 
 def _version(show: bool) -> None:
@@ -200,5 +236,132 @@ def search(
             out,
             resume,
             download=download,
+            as_json=as_json,
+        )
+
+
+@reproduction.command()
+def table3(
+    data: Data = None,
+    rows: Rows = None,
+    seeds: Seeds = "2",
+    width: Width = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    train_limit: TrainLimit = None,
+    test_limit: TestLimit = None,
+    precision: Precision = None,
+    augment: Augment = None,
+    compiled: Compile = None,
+    device: Device = "cpu",
+    threads: Threads = None,
+    minutes: Minutes = None,
+    out: Out = None,
+    resume: Resume = None,
+    times: Times = True,
+    only_list: OnlyList = False,
+    download: Download = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train the rows of the paper's Table 3, VGG-16's and AlexNet's, and the controls that it lacks."""
+    _run_rows("table3", locals())
+
+
+@reproduction.command()
+def whole(
+    data: Data = None,
+    rows: Rows = None,
+    seeds: Seeds = "2",
+    width: Width = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    train_limit: TrainLimit = None,
+    test_limit: TestLimit = None,
+    precision: Precision = None,
+    augment: Augment = None,
+    compiled: Compile = None,
+    device: Device = "cpu",
+    threads: Threads = None,
+    minutes: Minutes = None,
+    out: Out = None,
+    resume: Resume = None,
+    times: Times = True,
+    only_list: OnlyList = False,
+    download: Download = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train whole networks of generated convolutions, and their rivals, at equal budgets of trained numbers."""
+    _run_rows("whole", locals())
+
+
+@reproduction.command()
+def levers(
+    data: Data = None,
+    rows: Rows = None,
+    seeds: Seeds = "2",
+    width: Width = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    train_limit: TrainLimit = None,
+    test_limit: TestLimit = None,
+    precision: Precision = None,
+    augment: Augment = None,
+    compiled: Compile = None,
+    device: Device = "cpu",
+    threads: Threads = None,
+    minutes: Minutes = None,
+    out: Out = None,
+    resume: Resume = None,
+    times: Times = True,
+    only_list: OnlyList = False,
+    download: Download = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train one network of generated convolutions after the other, one thing changed at a time: what makes it work?"""
+    _run_rows("levers", locals())
+
+
+def _run_rows(experiment: str, options: dict[str, Any]) -> None:
+    given = {setting: options.pop(name) for name, setting in _SETTINGS.items()}
+    with Errors(AGAIN):
+        options["rows"] = split_names(options["rows"]) or ()
+        options["seeds"] = parse_seeds(options["seeds"])
+        run_experiment(experiment, {name: value for name, value in given.items() if value is not None}, **options)
+
+
+@reproduction.command()
+def expressivity(
+    width: Annotated[float | None, typer.Option(help="Share of the channels of the weights' networks.")] = None,
+    targets: Annotated[str | None, Names] = None,
+    topologies: Annotated[str | None, Names] = None,
+    orders: Annotated[str | None, Names] = None,
+    activations: Annotated[str | None, Names] = None,
+    sizes: Annotated[str | None, Names] = None,
+    restarts: Annotated[int | None, typer.Option(help="Random starts of each fit.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Of Adam.")] = None,
+    polish: Annotated[int | None, typer.Option(help="Iterations of L-BFGS after them.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="A number of seeds, as 3, or a list, as 0,1,7.")] = None,
+    models: Annotated[
+        Path | None, typer.Option(help="Folder of adntn reproduce table3, for the weights of its dense networks.")
+    ] = None,
+    threads: Threads = None,
+    minutes: Minutes = None,
+    out: Out = None,
+    resume: Resume = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fit every kind of generator to random, trained and structured weights: how near does each come?"""
+    given: dict[str, Any] = {"width": width, "restarts": restarts, "steps": steps, "polish": polish}
+    named = {"targets": targets, "topologies": topologies, "orders": orders, "activations": activations, "sizes": sizes}
+    with Errors(AGAIN):
+        given |= {name: split_names(text) for name, text in named.items()}
+        given["seeds"] = None if seeds is None else parse_seeds(seeds)
+        run_expressivity_command(
+            {name: value for name, value in given.items() if value is not None},
+            out,
+            resume,
+            models=models,
+            minutes=minutes,
+            threads=threads,
             as_json=as_json,
         )

@@ -18,7 +18,7 @@ from adntn.training.recipe import Recipe
 from adntn.training.run import Finished, Tell
 from adntn.training.stages.base import Event
 
-__all__ = ["Pace", "Screen"]
+__all__ = ["Pace", "Screen", "make_bars"]
 
 # Seconds over which a rate is measured: long enough for a look at the validation images not to make it jump.
 _WINDOW = 30.0
@@ -68,6 +68,32 @@ class Pace:
         return f"{speed}, {duration(remaining)} left"
 
 
+def make_bars(console: Console, *, live: bool) -> Progress:
+    """Return what shows tasks with fields ``pace`` and ``text``: a bar, steps, time, pace and text a task.
+
+    Args:
+        console: to write to.
+        live: whether to show anything.
+    """
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[pace]}", markup=False),
+        TextColumn(
+            "{task.fields[text]}",
+            markup=False,
+            style="dim",
+            table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
+        ),
+        console=console,
+        transient=True,
+        expand=True,
+        disable=not live,
+    )
+
+
 class Screen(Tell):
     """Shows a run; a context manager.
 
@@ -91,23 +117,7 @@ class Screen(Tell):
         self.console, self.recipe, self.folder, self.clock = console, recipe, folder, clock
         self.quiet = quiet or os.environ.get("RANK", "0") != "0"
         self.live = console.is_terminal and not self.quiet
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[pace]}", markup=False),
-            TextColumn(
-                "{task.fields[text]}",
-                markup=False,
-                style="dim",
-                table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
-            ),
-            console=console,
-            transient=True,
-            expand=True,
-            disable=not self.live,
-        )
+        self.progress = make_bars(console, live=self.live)
         self.pace = Pace(clock)
         self._began: set[tuple[int, str]] = set()
 

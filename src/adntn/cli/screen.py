@@ -18,21 +18,28 @@ STOPPED = 75
 
 
 class Errors:
-    """Turns the library's own errors into one line and exit code 2; anything else is a bug and keeps its trace."""
+    """Turns the library's own errors into one line and exit code 2; anything else is a bug and keeps its trace.
+
+    Args:
+        again: how a run that was stopped goes on.
+    """
+
+    def __init__(self, again: str = "go on with --resume") -> None:
+        self.again = again
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, TrainingStopped):
-            typer.echo(f"stopped: {error} Go on with --resume.", err=True)
+            typer.echo(f"stopped: {error} {self.again[0].upper()}{self.again[1:]}.", err=True)
             raise typer.Exit(STOPPED)
         if isinstance(error, AdntnError):
             Console(stderr=True).print(f"[bold red]error:[/] {type(error).__name__}: ", end="", highlight=False)
             typer.echo(str(error), err=True)
             raise typer.Exit(2)
         if isinstance(error, KeyboardInterrupt):
-            typer.echo("stopped; go on with --resume", err=True)
+            typer.echo(f"stopped; {self.again}", err=True)
             raise typer.Exit(130)
 
 

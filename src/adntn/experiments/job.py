@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from adntn.checkpoint import load, save
-from adntn.compress import compress_
 from adntn.errors import ConfigError
-from adntn.experiments.controls import chosen_weights, delete_, freeze_weights_, stored_numbers
+from adntn.experiments.controls import chosen_weights, delete_, stored_numbers
 from adntn.experiments.data import ImageData, load_data, normalize
 from adntn.experiments.fitting import fit_to
 from adntn.experiments.models import DEFAULT_TARGETS, model_builder
 from adntn.experiments.runs import Job, Row, RunFolder, Timing, model_file
 from adntn.experiments.timing import time_forward as _time
+from adntn.experiments.variants import Variant
 from adntn.initialize import stable_rank
 from adntn.nn import GeneratedWeight
 from adntn.targets import select
@@ -136,18 +136,15 @@ def chosen_layers(job: Job, model: nn.Module) -> list[str]:
 
 def variant_model(job: Job, build: Callable[[], nn.Module], names: Sequence[str], variant: str, seed: int) -> nn.Module:
     """Build an untrained network. What is not replaced starts equal in all variants of one seed."""
-    torch.manual_seed(seed)
-    model = build()
-    if variant == "deleted":
-        delete_(model, names)
-    elif variant == "frozen-dense":
-        freeze_weights_(model, names)
-    elif variant != "dense":
-        topology = job.topologies[0] if variant == "frozen-tree" else variant
-        compress_(model, job.config.with_topology(topology), names)
-        if variant == "frozen-tree":
-            freeze_weights_(model, names)
-    return model
+    return _variant(job, variant).make(build, names, seed)
+
+
+def _variant(job: Job, name: str) -> Variant:
+    if name == "frozen-tree":
+        return Variant(name, "frozen", job.config.with_topology(job.topologies[0]))
+    if name in ("dense", "deleted", "frozen-dense"):
+        return Variant(name, name)
+    return Variant(name, "generated", job.config.with_topology(name))
 
 
 def _train(

@@ -14,11 +14,22 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adntn.errors import AdntnError, nearest
 
-__all__ = ["DEFAULT_TARGETS", "MODELS", "Builder", "ModelError", "alexnet", "model_builder", "small_cnn", "vgg16"]
+__all__ = [
+    "DEFAULT_TARGETS",
+    "MODELS",
+    "Builder",
+    "ModelError",
+    "alexnet",
+    "model_builder",
+    "resnet20",
+    "small_cnn",
+    "vgg16",
+]
 
 ImageShape = tuple[int, int, int]  # channels, height, width
 
@@ -168,6 +179,56 @@ def alexnet(image_shape: ImageShape, num_classes: int, width: float = 1.0) -> nn
     return model
 
 
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions with batch norm, and what came in added to what comes out.
+
+    Where size or channels change, what came in is cut to every second pixel and padded with channels of zeros: a
+    shortcut without a parameter.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(outputs)
+        self.stride, self.more = stride, outputs - inputs
+
+    def forward(self, x: Tensor) -> Tensor:  # shape: (batch, inputs, H, W) -> (batch, outputs, H / stride, W / stride)
+        y = torch.relu(self.norm1(self.conv1(x)))
+        y = self.norm2(self.conv2(y))
+        if self.stride > 1:
+            x = x[:, :, :: self.stride, :: self.stride]
+        if self.more:
+            x = F.pad(x, (0, 0, 0, 0, self.more // 2, self.more - self.more // 2))
+        return torch.relu(y + x)
+
+
+def resnet20(image_shape: ImageShape, num_classes: int, width: float = 1.0) -> nn.Module:
+    """Build ResNet-20 for small images (He et al., arXiv:1512.03385, Section 4.2): three stages of three blocks.
+
+    Args:
+        image_shape: channels, height, width.
+        num_classes: outputs.
+        width: share of the channels, which are 16, 32 and 64.
+    """
+    sizes = [max(1, round(width * channels)) for channels in (16, 32, 64)]
+    model = nn.Sequential()
+    model.add_module("conv1", nn.Conv2d(image_shape[0], sizes[0], 3, padding=1, bias=False))
+    model.add_module("norm1", nn.BatchNorm2d(sizes[0]))
+    model.add_module("relu", nn.ReLU(inplace=True))
+    channels = sizes[0]
+    for stage, outputs in enumerate(sizes, 1):
+        for block in range(3):
+            stride = 2 if stage > 1 and block == 0 else 1
+            model.add_module(f"layer{stage}_{block}", ResidualBlock(channels, outputs, stride))
+            channels = outputs
+    model.add_module("pool", nn.AdaptiveAvgPool2d(1))
+    model.add_module("flatten", nn.Flatten())
+    model.add_module("classifier", nn.Linear(channels, num_classes))
+    return model
+
+
 def vgg16_quarter(image_shape: ImageShape, num_classes: int, width: float = 1.0) -> nn.Module:
     """Build VGG-16 with a quarter of its channels, or with a share of them."""
     return vgg16(image_shape, num_classes, width=0.25 * width)
@@ -175,7 +236,7 @@ def vgg16_quarter(image_shape: ImageShape, num_classes: int, width: float = 1.0)
 
 #: Reference models by the name that ``--model`` takes.
 MODELS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
-    {"small-cnn": small_cnn, "vgg16": vgg16, "vgg16-quarter": vgg16_quarter, "alexnet": alexnet}
+    {"small-cnn": small_cnn, "vgg16": vgg16, "vgg16-quarter": vgg16_quarter, "alexnet": alexnet, "resnet20": resnet20}
 )
 
 #: The layers that are generated unless told otherwise: all convolutions but the first.
@@ -185,6 +246,7 @@ DEFAULT_TARGETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "vgg16": (r"re:features\.(?!0$)\d+",),
         "vgg16-quarter": (r"re:features\.(?!0$)\d+",),
         "alexnet": (r"re:features\.(?!0$)\d+",),
+        "resnet20": (r"re:layer.*",),
     }
 )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from fnmatch import fnmatchcase
@@ -28,6 +29,8 @@ class Row:
     Attributes:
         group: of rows that are compared with each other, as ``"vgg16-fc2"``.
         variant: as ``"ttn"``.
+        network: that it is one of, as ``"vgg16"``; the row ``"vgg16/dense"`` is the network as it stands, to whose time
+            the times of the others are ratios.
         build: makes the dense network that it is made of.
         make: makes the untrained network from a seed.
         layers: that it is about, by their names in the dense network.
@@ -37,6 +40,7 @@ class Row:
 
     group: str
     variant: str
+    network: str
     build: Callable[[], nn.Module]
     make: Callable[[int], nn.Module]
     layers: tuple[str, ...]
@@ -142,8 +146,21 @@ class Folder:
         """
         file = self.path / "settings.json"
         wanted = {"experiment": experiment, **settings.to_dict(), "data": data.title, "source": data.source}
-        if not claim_folder(self.path, "reproduction", file.name, lambda: read_json(file) == wanted):
-            write_json(file, wanted)
+        with contextlib.suppress(OSError):  # what is wrong with it is said below
+            self.path.mkdir(parents=True, exist_ok=True)
+        with _locked(self.path) if self.path.is_dir() else contextlib.nullcontext():
+            if claim_folder(self.path, "reproduction", file.name, lambda: True):
+                self._check(self.settings(), wanted)
+            else:
+                write_json(file, wanted)
+
+    def _check(self, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+        names = [name for name in {**wanted, **found} if found.get(name) != wanted.get(name)]
+        if names:
+            differing = "; ".join(f"{name} was {found.get(name)!r} and is {wanted.get(name)!r}" for name in names)
+            raise RunFolderError(
+                f"{self.path} was made with other settings: {differing}. Ask for the same, or choose another --out."
+            )
 
     def settings(self) -> dict[str, Any]:
         """Read what the folder was made for.
@@ -169,6 +186,11 @@ class Folder:
         """Return where the checkpoints of a row and seed stand."""
         return self.path / "work" / f"{row}-seed{seed}"
 
+    @property
+    def timings_file(self) -> Path:
+        """Where the times of a step stand, or will."""
+        return self.path / "timings.json"
+
     def result(self, row: str, seed: int) -> Result | None:
         """Read the result of a row and seed, or None where it is not finished."""
         file = self.result_file(row, seed)
@@ -180,20 +202,31 @@ class Folder:
         return sorted(found, key=lambda each: (each.name, each.seed))
 
     @contextlib.contextmanager
-    def holding(self, row: str, seed: int) -> Iterator[bool]:
-        """Hold a row and seed for this process; yields whether no other one does.
+    def holding(self, name: str, seed: int | None = None) -> Iterator[bool]:
+        """Hold a row and seed, or something else that one process does, for this one; yields whether no other one does.
 
         The system takes the lock back from a process that is killed.
         """
-        file = self.work(row, seed).with_suffix(".lock")
+        file = self.path / "work" / (f"{name}.lock" if seed is None else f"{name}-seed{seed}.lock")
         file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-            else:
-                yield True
+        file.touch()
+        with _locked(file, wait=False) as mine:
+            yield mine
+
+
+@contextlib.contextmanager
+def _locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Lock a file or a folder among processes; yields whether it is, which it always is where that is waited for."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(handle)
 
 
 def chosen_rows(rows: Sequence[Row], patterns: Sequence[str]) -> list[Row]:
@@ -207,5 +240,6 @@ def chosen_rows(rows: Sequence[Row], patterns: Sequence[str]) -> list[Row]:
     names = [row.name for row in rows]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
-            raise ConfigError(f"no row is named {pattern!r}; there are {', '.join(names)}.{nearest(pattern, names)}")
+            groups = ", ".join(f"{group}/..." for group in dict.fromkeys(row.group for row in rows))
+            raise ConfigError(f"no row is named {pattern!r}; there are {groups} (--list).{nearest(pattern, names)}")
     return [row for row in rows if any(fnmatchcase(row.name, pattern) for pattern in patterns)]

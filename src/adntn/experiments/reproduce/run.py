@@ -6,15 +6,15 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import nn
 
 from adntn.checkpoint import save
-from adntn.errors import ConfigError, TrainingStopped
-from adntn.experiments.controls import chosen_weights, stored_numbers
+from adntn.errors import ConfigError, NonFiniteError, TrainingStopped
 from adntn.experiments.data import ImageData
+from adntn.experiments.reproduce.counts import count_numbers, row_weights
 from adntn.experiments.reproduce.rows import Folder, Result, Row
 from adntn.initialize import stable_rank
 from adntn.nn import GeneratedWeight
@@ -38,6 +38,7 @@ class Told:
         event: how far it is, or None when it begins or ends.
         result: what it came to, when it ends.
         earlier: whether that was known before.
+        failed: why it came to nothing.
     """
 
     row: str
@@ -47,6 +48,7 @@ class Told:
     event: Event | None = None
     result: Result | None = None
     earlier: bool = False
+    failed: str = ""
 
 
 def run_rows(
@@ -61,7 +63,8 @@ def run_rows(
 ) -> list[Result]:
     """Train what is not finished, each row with the first seed before any with the second.
 
-    Several processes may work on one folder: what another one is training is passed over.
+    Several processes may work on one folder: what another one is training is passed over. A row that comes to NaN or
+    infinity does not keep the others from being trained.
 
     Args:
         rows: to train.
@@ -78,12 +81,14 @@ def run_rows(
     Raises:
         TrainingStopped: the time was up, or SIGTERM came. Run again to go on.
         ConfigError: the device is not there.
+        NonFiniteError: some rows came to NaN or infinity; all others are finished.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device='cuda' is not possible here: torch sees no CUDA device.")
     data: TrainingData | None = None
     todo = [(row, seed) for seed in seeds for row in rows]
     results: list[Result] = []
+    failures: list[str] = []
     for number, (row, seed) in enumerate(todo, 1):
         at = (row.name, seed, number, len(todo))
         known = folder.result(row.name, seed)
@@ -95,11 +100,11 @@ def run_rows(
             if not mine:
                 continue
             known = folder.result(row.name, seed)
+            earlier = known is not None
             if known is None:
                 if deadline is not None and time.monotonic() >= deadline:
                     raise TrainingStopped(
-                        f"the time was over before {row.name}, seed {seed}; {len(results)} of {len(todo)} are finished "
-                        f"in {folder.path}; the same command goes on from there."
+                        f"the time was over before {row.name}, seed {seed}; {len(results)} of {len(todo)} are finished."
                     )
                 data = data or _training_data(images, device)
                 tell(Told(*at))
@@ -107,9 +112,16 @@ def run_rows(
                 def moves(event: Event, at: tuple[str, int, int, int] = at) -> None:
                     tell(Told(*at, event=event))
 
-                known = _train(row, seed, data, folder, device, deadline, moves)
+                try:
+                    known = _train(row, seed, data, folder, device, deadline, moves)
+                except NonFiniteError as error:
+                    failures.append(f"{row.name}, seed {seed}: {error}")
+                    tell(Told(*at, failed=str(error)))
+                    continue
             results.append(known)
-            tell(Told(*at, result=known))
+            tell(Told(*at, result=known, earlier=earlier))
+    if failures:
+        raise NonFiniteError(" ".join(failures))
     return results
 
 
@@ -138,14 +150,13 @@ def _train(
     model = row.make(seed)
     start = _stable_ranks(model, row)
     work = folder.work(row.name, seed)
+    if row.optimization.compile:
+        torch.compiler.reset()  # or after some networks torch has enough of it, and runs the next ones as they are
     fitted = fit(model, data, row.optimization, folder=work, seed=seed, device=device, tell=tell, deadline=deadline)
     model.to("cpu")
     file = folder.model_file(row.name, seed)
     file.parent.mkdir(parents=True, exist_ok=True)
     save(model, file)
-    stored, trained = _layer_numbers(model, row)
-    with torch.device("meta"):
-        dense = sum(math.prod(weight.shape) for weight in chosen_weights(row.build(), row.layers).values())
     result = Result(
         group=row.group,
         variant=row.variant,
@@ -153,11 +164,7 @@ def _train(
         accuracy=fitted.validation_accuracy,
         loss=fitted.validation_loss,
         curve=fitted.curve,
-        layer_dense=dense,
-        layer_stored=stored,
-        layer_trained=trained,
-        model_stored=sum(p.numel() for p in model.parameters()),
-        model_trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        **asdict(count_numbers(row, model)),
         stable_rank_start=start,
         stable_rank_end=_stable_ranks(model, row),
         rank_bound=_rank_bounds(model, row),
@@ -174,29 +181,12 @@ def _train(
     return result
 
 
-def _weights(model: nn.Module, row: Row) -> dict[str, nn.Parameter | GeneratedWeight]:
-    if row.variant == "deleted" or not _has(model, row):
-        return {}
-    return chosen_weights(model, row.layers)
-
-
-def _has(model: nn.Module, row: Row) -> bool:
-    modules = dict(model.named_modules())
-    return all(name in modules for name in row.layers)
-
-
-def _layer_numbers(model: nn.Module, row: Row) -> tuple[int, int]:
-    """Return how many numbers the layers' weights store, and how many of those are trained; what is shared, once."""
-    parts = {id(p): p for weight in _weights(model, row).values() for p in stored_numbers(weight)}.values()
-    return sum(p.numel() for p in parts), sum(p.numel() for p in parts if p.requires_grad)
-
-
 @torch.no_grad()
 def _stable_ranks(model: nn.Module, row: Row) -> dict[str, float]:
-    made = {name: w.weight if isinstance(w, GeneratedWeight) else w for name, w in _weights(model, row).items()}
+    made = {name: w.weight if isinstance(w, GeneratedWeight) else w for name, w in row_weights(row, model).items()}
     ranks = {name: stable_rank(weight.cpu()) for name, weight in made.items()}
     return {name: rank for name, rank in ranks.items() if math.isfinite(rank)}
 
 
 def _rank_bounds(model: nn.Module, row: Row) -> dict[str, int]:
-    return {name: w.rank_bound() for name, w in _weights(model, row).items() if isinstance(w, GeneratedWeight)}
+    return {name: w.rank_bound() for name, w in row_weights(row, model).items() if isinstance(w, GeneratedWeight)}

@@ -67,18 +67,23 @@ class LayerGroup:
         network: that they are in.
         layers: by name.
         says: what they are.
+        columns: of gates in each block of the paper's brick wall there, as its counts say.
     """
 
     network: str
     layers: tuple[str, ...]
     says: str
+    columns: int = 2
 
 
 #: The paper's three layer groups. VGG-16's five are its five convolutions of 512 to 512 channels.
 GROUPS = {
     "vgg16-fc2": LayerGroup("vgg16", ("classifier.3",), "VGG-16, FC2"),
     "vgg16-conv": LayerGroup(
-        "vgg16", tuple(f"features.{n}" for n in (27, 30, 34, 37, 40)), "VGG-16, five 512x512 convolutions"
+        "vgg16",
+        tuple(f"features.{n}" for n in (27, 30, 34, 37, 40)),
+        "VGG-16, five 512x512 convolutions",
+        columns=3,
     ),
     "alexnet-conv": LayerGroup("alexnet", ("features.3", "features.10"), "AlexNet, two convolutions"),
 }
@@ -95,11 +100,11 @@ def table3_rows(settings: Settings, image_shape: ImageShape, num_classes: int) -
         groups = {name: group for name, group in GROUPS.items() if group.network == network}
         every = tuple(layer for group in groups.values() for layer in group.layers)
         how = settings.optimization(*_RATES[network])
-        rows.append(_row(network, Variant("dense", "dense"), build, every, how))
+        rows.append(_row(network, network, Variant("dense", "dense"), build, every, how))
         rows += [
-            _row(name, variant, build, group.layers, how)
+            _row(name, network, variant, build, group.layers, how)
             for name, group in groups.items()
-            for variant in variants(build, group.layers)
+            for variant in variants(build, group.layers, group.columns)
         ]
     return rows
 
@@ -111,11 +116,12 @@ def _builder(network: str, width: float, image_shape: ImageShape, num_classes: i
     return functools.partial(vgg16, image_shape, num_classes, width, (hidden, hidden))
 
 
-def _row(group: str, variant: Variant, build: Build, layers: tuple[str, ...], how: Optimization) -> Row:
+def _row(group: str, network: str, variant: Variant, build: Build, layers: tuple[str, ...], how: Optimization) -> Row:
     config = variant.config.to_dict() if variant.kind in ("generated", "frozen") else None
     return Row(
         group=group,
         variant=variant.name,
+        network=network,
         build=build,
         make=functools.partial(variant.make, build, layers),
         layers=layers,
@@ -124,11 +130,16 @@ def _row(group: str, variant: Variant, build: Build, layers: tuple[str, ...], ho
     )
 
 
-def variants(build: Build, layers: tuple[str, ...]) -> list[Variant]:
+def variants(build: Build, layers: tuple[str, ...], columns: int = 2) -> list[Variant]:
     """Return what becomes of a layer group: the paper's generators, a well-conditioned one, and the controls.
 
     Baselines have about as many numbers as the paper's ttn: the subspace exactly, the tensor train of rank 2 a few
     less; low rank has no less than rank 1.
+
+    Args:
+        build: makes the dense network.
+        layers: of the group.
+        columns: of gates in each block of the brick wall.
     """
     paper = GeneratorConfig.paper()
     with torch.device("meta"):
@@ -142,7 +153,7 @@ def variants(build: Build, layers: tuple[str, ...]) -> list[Variant]:
         Variant("ttn", config=paper),
         Variant("attn", config=paper.with_topology("attn")),
         Variant("mera", config=paper.with_topology("mera")),
-        Variant("brickwall", config=paper.with_topology("brickwall")),
+        Variant("brickwall", config=paper.with_topology("brickwall").replace(columns=columns)),
         Variant("ttn-conformal", config=GeneratorConfig(order="paired", initialization="conformal")),
         Variant("deleted", "deleted"),
         Variant("frozen-dense", "frozen-dense"),

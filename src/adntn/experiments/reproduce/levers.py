@@ -1,0 +1,221 @@
+"""What makes a network of generated convolutions train well? One thing changed at a time, at two sizes.
+
+Every convolution of VGG-16 but the first is generated. A lever changes the start, the activation, where the numbers
+stand, how fast they are trained, or what random numbers are mixed in; the rivals are rows of the same sizes.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from adntn.compress import compress_
+from adntn.describe import generated_weights
+from adntn.experiments.controls import chosen_weights
+from adntn.experiments.models import DEFAULT_TARGETS, Builder, ImageShape, model_builder
+from adntn.experiments.reproduce.rows import Row
+from adntn.experiments.reproduce.settings import Settings
+from adntn.experiments.rivals import narrow_dense
+from adntn.experiments.seeded import SeededConv2d
+from adntn.experiments.variants import Variant
+from adntn.initialize import default_std
+from adntn.targets import select
+from adntn.topology import Blueprint, GeneratorConfig
+
+__all__ = ["LEVERS", "SIZES", "Lever", "lever_rows"]
+
+#: Numbers of each generated weight, about: the smallest ttn's, and several times as many.
+SIZES = {"small": 130, "large": 900}
+
+_RATE = 1e-2
+
+
+@dataclass(frozen=True)
+class Lever:
+    """One way to generate the convolutions.
+
+    Attributes:
+        says: what is changed.
+        options: of the generators.
+        sizes: in which it is tried.
+        grows: what makes the generators larger: ``"groups"``, ``"terms"``, or None where the options say the size.
+        square: whether the radix is chosen for each weight such that each of its two sides has two digits.
+        core_lr: peak learning rate of root and cores.
+        start: share of the usual deviation that the weights start with.
+        seeding: what random is mixed in, see :class:`~adntn.experiments.seeded.SeededConv2d`.
+        early: share of the numbers that the first half of the layers has; None gives each layer as many.
+        ours: whether it is a tree.
+    """
+
+    says: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    sizes: tuple[str, ...] = ("large",)
+    grows: str | None = "groups"
+    square: bool = False
+    core_lr: float = _RATE
+    start: float = 1.0
+    seeding: str | None = None
+    early: float | None = None
+    ours: bool = True
+
+    def config(self, shape: tuple[int, ...], numbers: int) -> GeneratorConfig:
+        """Return the config of a weight of about so many numbers.
+
+        Groups are a power of two that divides the rows, as far as they go; terms are as many as come nearest.
+        """
+        config = GeneratorConfig(**{"order": "paired"} | dict(self.options))
+        if self.square:
+            radix = math.ceil(math.sqrt(max(shape[:2])))
+            config = config.replace(radix=radix, bond_dim=config.bond_dim or 1)
+        if config.topology == "subspace":
+            return config.replace(subspace_dim=numbers)
+        if self.grows == "terms":
+            return config.replace(terms=max(1, round(numbers / Blueprint(shape, config).num_parameters)))
+        if self.grows == "groups":
+            many = [config.replace(groups=2**k) for k in range(8) if shape[0] % 2**k == 0 and 2**k < shape[0]]
+            return min(many, key=lambda each: abs(Blueprint(shape, each).num_parameters - numbers))
+        return config
+
+
+_BOTH = ("small", "large")
+_CONFORMAL = {"initialization": "conformal"}
+
+#: By name. What is not said is as in the first: a ttn, paired, isometric cores, sin(3z), groups.
+LEVERS: Mapping[str, Lever] = {
+    "ttn": Lever("the default start, paired", sizes=_BOTH),
+    # the start
+    "paper": Lever("the paper's start and ELU", {"initialization": "paper", "activation": "elu"}, sizes=_BOTH),
+    "elu": Lever("ELU", {"activation": "elu"}),
+    "conformal": Lever("conformal cores", _CONFORMAL, sizes=_BOTH),
+    "start-100th": Lever("weights that start at a hundredth", start=0.01),
+    # activation
+    "linear": Lever("no activation", {"activation": "identity"}, sizes=_BOTH),
+    "sine-1": Lever("sin(z)", {"activation": "sine(omega=1)"}),
+    "sine-10": Lever("sin(10z)", {"activation": "sine(omega=10)"}),
+    # order and topology
+    "blocked": Lever("blocked, which has factors", {"order": "blocked"}, sizes=_BOTH),
+    "block-paired": Lever("block-paired and conformal, which has factors", {"order": "block_paired", **_CONFORMAL}),
+    "mera": Lever("disentanglers at every level", {"topology": "mera"}),
+    # where the numbers stand
+    "terms": Lever("sums of trees", grows="terms"),
+    "terms-conformal": Lever("sums of conformal trees", _CONFORMAL, grows="terms"),
+    "long-root": Lever("a root of all hidden modes", {"latent_order": 99, **_CONFORMAL}, grows="terms"),
+    "radix-4": Lever(
+        "radix and bond 4, kernel radix 3", {"radix": 4, "bond_dim": 4, "kernel_radix": 3, **_CONFORMAL}, grows=None
+    ),
+    "kernel-3": Lever("kernel modes of size 3", {"kernel_radix": 3}),
+    "kronecker": Lever(
+        "sums of Kronecker products: two digits a side, bond 1",
+        {"kernel_radix": 3, **_CONFORMAL},
+        sizes=_BOTH,
+        grows="terms",
+        square=True,
+    ),
+    "kronecker-start-100th": Lever(
+        "the same, starting at a hundredth", {"kernel_radix": 3, **_CONFORMAL}, grows="terms", square=True, start=0.01
+    ),
+    "early": Lever("sums; three quarters of the numbers in the first half", grows="terms", early=0.75),
+    "late": Lever("sums; three quarters of the numbers in the second half", grows="terms", early=0.25),
+    # learning rates
+    "slow": Lever("cores at 3e-3", core_lr=3e-3),
+    "fast": Lever("cores at 3e-2", core_lr=3e-2),
+    # seeded randomness
+    "signs": Lever("a random sign for each pair of channels", seeding="signs", sizes=_BOTH),
+    "scramble": Lever("pairs of channels permuted, random signs", seeding="scramble"),
+    "base": Lever("a frozen random weight W0 + G", seeding="base", sizes=_BOTH),
+    "blocks": Lever("a frozen block-diagonal random weight + G", seeding="blocks"),
+    # rivals
+    "subspace": Lever("a random subspace for each weight", {"topology": "subspace"}, sizes=_BOTH, ours=False),
+    "subspace-fast": Lever("the same at 3e-2", {"topology": "subspace"}, sizes=_BOTH, core_lr=3e-2, ours=False),
+}
+
+
+def lever_rows(settings: Settings, image_shape: ImageShape, num_classes: int) -> list[Row]:
+    """Return the rows: VGG-16 dense and with frozen convolutions, narrow dense networks, and every lever."""
+    network = "vgg16"
+    full = model_builder(network, image_shape, num_classes)
+    build = Builder(lambda width=1.0: full.narrower(width * settings.width), takes_width=True)
+    with torch.device("meta"):
+        model = build()
+    layers = tuple(select(model, DEFAULT_TARGETS[network]))
+    weights = {name: tuple(weight.shape) for name, weight in chosen_weights(model, layers).items()}
+    beside = sum(p.numel() for p in model.parameters()) - sum(map(math.prod, weights.values()))
+    row = functools.partial(Row, group=network, network=network, build=build, layers=layers)
+
+    def about(size: str | None, says: str, ours: bool) -> dict[str, Any]:
+        return {"size": size, "says": says, "ours": ours}
+
+    rows = []
+    for variant, says in (("dense", "the dense network"), ("frozen-dense", "convolutions left as they were drawn")):
+        make = functools.partial(Variant(variant, variant).make, build, layers)
+        how = settings.optimization(_RATE, _RATE)
+        rows.append(row(variant=variant, make=make, optimization=how, about=about(None, says, False)))
+    for size, numbers in SIZES.items():
+        whole = beside + numbers * len(layers)
+        rows.append(
+            row(
+                variant=f"narrow-dense-{size}",
+                make=functools.partial(_narrow, build, whole),
+                optimization=settings.optimization(_RATE, _RATE),
+                about=about(size, "a narrow dense network", False),
+            )
+        )
+        for name, lever in LEVERS.items():
+            if size in lever.sizes:
+                configs = _configs(lever, weights, numbers)
+                rows.append(
+                    row(
+                        variant=f"{name}-{size}",
+                        make=functools.partial(_generated, build, lever, configs),
+                        optimization=settings.optimization(_RATE, lever.core_lr),
+                        about=about(size, lever.says, lever.ours),
+                    )
+                )
+    return rows
+
+
+def _configs(lever: Lever, weights: Mapping[str, tuple[int, ...]], numbers: int) -> dict[str, GeneratorConfig]:
+    half = len(weights) // 2
+    configs = {}
+    for place, (name, shape) in enumerate(weights.items()):
+        share = 1.0
+        if lever.early is not None:
+            share = 2 * (lever.early if place < half else 1 - lever.early)
+        # Where a generator would store as much as the weight it is smaller.
+        configs[name] = lever.config(shape, min(round(share * numbers), math.prod(shape) // 2))
+    return configs
+
+
+def _narrow(build: Builder, numbers: int, seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return narrow_dense(build.narrower, numbers)
+
+
+def _generated(
+    build: Callable[[], nn.Module], lever: Lever, configs: Mapping[str, GeneratorConfig], seed: int
+) -> nn.Module:
+    torch.manual_seed(seed)
+    model = build()
+    if lever.seeding is not None:
+        _seed(model, lever.seeding, configs)
+    else:
+        compress_(model, GeneratorConfig(), list(configs), overrides=dict(configs), progress=False)
+    if lever.start != 1.0:
+        for weight in generated_weights(model).values():
+            weight.std = lever.start * default_std(weight.shape)
+            weight.draw_()
+    return model
+
+
+def _seed(model: nn.Module, seeding: str, configs: Mapping[str, GeneratorConfig]) -> None:
+    for name, config in configs.items():
+        dense = model.get_submodule(name)
+        assert isinstance(dense, nn.Conv2d)
+        parent, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(parent), attribute, SeededConv2d.made_of(dense, config, seeding))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import doctest
 import json
+import math
 import pkgutil
 import re
 import runpy
@@ -354,6 +355,14 @@ def test_the_reading_of_what_generators_represent_is_that_of_its_fits() -> None:
         assert all(1.45 < numbers(gains, name)[target] < 2.1 for target in ("gaussian-conv", "gaussian"))
     assert all(0.9 < gain < 1.1 for gain in numbers(gains, "subspace").values())
     own = report.own_count_table(every)
+    for name in ("trained-conv", "trained-fc"):
+        errors, shape = found[name].facts["svd_errors"], found[name].facts["shape"]
+        ranks = [(cell, cell.numbers / (shape[0] + math.prod(shape[1:]))) for cell in found[name].cells]
+        large = [(cell, *divmod(rank, 1)) for cell, rank in ranks if rank >= 2 and not cell.is_baseline]
+        assert large
+        for cell, rank, rest in large:
+            left = (1 - rest) * errors[int(rank)] ** 2 + rest * errors[int(rank) + 1] ** 2
+            assert cell.error**2 > left
     small = [numbers(own, name, size) for name in ("ttn", "attn") for size in ("base", "wide")]
     assert min(row["trained-fc"] for row in small) == pytest.approx(2 / 3, abs=0.02)
     assert max(row["trained-conv"] for row in small) == pytest.approx(4 / 3, abs=0.02)

@@ -159,6 +159,13 @@ def test_the_commands_of_the_reproduce_and_evidence_pages_are_possible() -> None
     chosen_rows(table3_rows(Settings(), (3, 32, 32), 10), sorted(rows))
 
 
+def test_the_directions_of_a_generator_are_those_of_its_jacobian() -> None:
+    study = runpy.run_path(str(ROOT / "benchmarks" / "tangents.py"))
+    found = study["run"](study["CONFIGS"]["random subspace"] | {"subspace_dim": 4}, 0)
+    assert found["numbers"] == 4
+    assert found["directions"] == pytest.approx(4, rel=0.01)
+
+
 def test_the_budget_page_shows_the_studys_tables_and_the_plan_that_is_kept_and_a_possible_recipe() -> None:
     study = runpy.run_path(str(ROOT / "benchmarks" / "budget.py"))
     page = (ROOT / "docs" / "budget.md").read_text()

@@ -22,6 +22,7 @@ from adntn.execution.plan import choose, multiply_adds
 from adntn.experiments.reproduce.expressivity import Fits
 from adntn.report.pages import markdown_table
 from adntn.report.reproduce import expressivity
+from adntn.report.reproduce.levers import levers_text
 from adntn.report.reproduce.table3 import table3_text
 from adntn.report.reproduce.whole import whole_text
 from adntn.report.schema import RunReport
@@ -32,7 +33,7 @@ ROOT = DOCS.parent
 REUSE = ROOT / "benchmarks" / "results" / "reuse.json"
 sys.path[:0] = [] if str(ROOT) in sys.path else [str(ROOT)]  # for benchmarks, which is not installed
 
-from benchmarks import growth  # noqa: E402
+from benchmarks import growth, tangents  # noqa: E402
 from benchmarks.speed import tables as speed  # noqa: E402
 from benchmarks.speed.results import Results  # noqa: E402
 
@@ -204,6 +205,7 @@ EXPERIMENTS: dict[str, tuple[Callable[[Path, int], str], dict[str, str]]] = {
         },
     ),
     "whole": (whole_text, {"accuracy.png": "Test accuracy against the trained numbers of the whole model"}),
+    "levers": (levers_text, {}),
 }
 
 
@@ -234,6 +236,7 @@ TABLES["fashion-stages"] = lambda: markdown_table(stages_table(run_report()))
 TABLES["fashion-controls"] = lambda: markdown_table(controls_table(run_report()))
 TABLES["fashion-growth"] = lambda: markdown_table(details_table(run_report().details["grow"]))
 TABLES["growth"] = growth.table
+TABLES["tangents"] = tangents.table
 TABLES["speed-machine"] = lambda: speed.machine_table(measured().sessions)
 
 

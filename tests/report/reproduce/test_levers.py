@@ -35,13 +35,13 @@ def test_rows_stand_by_size_and_accuracy_with_differences_by_seed(tmp_path: Path
     lines = [line for line in text.splitlines() if line.startswith("|")]
     places = [next(i for i, line in enumerate(lines) if name in line) for name in ("| dense", "**ttn** |")]
     assert places == sorted(places)
-    large = text.split("Large:")[1]
+    large = text.split("## Large")[1]
     order = [large.index(name) for name in ("| subspace ", "| **ttn** ", "| **elu** ")]
     assert order == sorted(order)
     elu = next(line for line in large.splitlines() if "**elu**" in line)
     assert "45.50 ± 0.71 (2)" in elu
     assert "\u22125.00 ± 0.00" in elu
-    assert text.index("Small:") < text.index("Large:")
+    assert text.index("## Small") < text.index("## Large")
 
 
 def test_files_and_headline(tmp_path: Path) -> None:

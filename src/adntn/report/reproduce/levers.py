@@ -47,11 +47,12 @@ def write_levers(folder: Path) -> str:
     return " ".join(said)
 
 
-def levers_text(folder: Path) -> str:
+def levers_text(folder: Path, level: int = 2) -> str:
     """Return the tables of what is finished, a size each, best first, in Markdown.
 
     Args:
         folder: of the experiment.
+        level: of the headings.
 
     Raises:
         RunFolderError: as :func:`write_levers`.
@@ -61,11 +62,11 @@ def levers_text(folder: Path) -> str:
     blocks = []
     fixed = [line for line in lines if _size(line) is None]
     if fixed:
-        blocks += ["Of one size:", markdown_table(_table(fixed, None))]
+        blocks += [f"{'#' * level} Of one size", markdown_table(_table(fixed, None))]
     for size in _sizes(lines):
         of_size = sorted(_of_size(lines, size), key=lambda line: -line.mean)
         reference = next((line for line in of_size if _name(line) == _REFERENCE), None)
-        blocks += [f"{size.capitalize()}:", markdown_table(_table(of_size, reference))]
+        blocks += [f"{'#' * level} {size.capitalize()}", markdown_table(_table(of_size, reference))]
     notes = (
         f"{conditions(settings, results)}; batches of {settings.get('batch_size', NONE)}, "
         f"{settings.get('precision', 'unknown precision')}. Accuracy: on the test images after the last epoch, mean ± "

@@ -103,13 +103,13 @@ def test_table3_runs_on_tiny_settings_and_says_it_again_at_once(monkeypatch: pyt
 
 
 def test_whole_runs_on_tiny_settings() -> None:
-    rows = "resnet20/dense,resnet20/narrow-dense-5000,resnet20/ttn-blocked-5000"
+    rows = "resnet20/dense,resnet20/narrow-dense-5500,resnet20/ttn-blocked-5500"
     result = invoke("whole", *SMALL, "--width", "0.25", "--rows", rows, "--seeds", "1", "--threads", "1", "--json")
     assert result.exit_code == 0, result.output
     content = json.loads(result.stdout)
     variants = {each["variant"]: each for each in content["results"]}
-    assert {"dense", "narrow-dense-5000", "ttn-blocked-5000"} == variants.keys()
-    assert all(each["model_trained"] <= 5000 for name, each in variants.items() if name.endswith("-5000"))
+    assert {"dense", "narrow-dense-5500", "ttn-blocked-5500"} == variants.keys()
+    assert all(each["model_trained"] <= 5500 for name, each in variants.items() if name.endswith("-5500"))
     assert content["timings"]["resnet20"]["rows"].keys() == {f"resnet20/{name}" for name in variants}
     assert content["headline"]
     assert (Path("runs/whole") / "settings.json").is_file()

@@ -21,12 +21,13 @@ from adntn.experiments.controls import chosen_weights
 from adntn.experiments.models import DEFAULT_TARGETS, Builder, ImageShape, model_builder
 from adntn.experiments.reproduce.rows import Row
 from adntn.experiments.reproduce.settings import Settings
+from adntn.experiments.reproduce.sizing import sized, square_radix
 from adntn.experiments.rivals import narrow_dense
 from adntn.experiments.seeded import SeededConv2d
 from adntn.experiments.variants import Variant
 from adntn.initialize import default_std
 from adntn.targets import select
-from adntn.topology import Blueprint, GeneratorConfig
+from adntn.topology import GeneratorConfig
 
 __all__ = ["LEVERS", "SIZES", "Lever", "lever_rows"]
 
@@ -44,8 +45,9 @@ class Lever:
         says: what is changed.
         options: of the generators.
         sizes: in which it is tried.
-        grows: what makes the generators larger: ``"groups"``, ``"terms"``, or None where the options say the size.
-        square: whether the radix is chosen for each weight such that each of its two sides has two digits.
+        grows: what makes the generators larger, as in :func:`~adntn.experiments.reproduce.sizing.sized`; None where
+            the options say the size.
+        square: whether they are Kronecker products, see :func:`~adntn.experiments.reproduce.sizing.square_radix`.
         core_lr: peak learning rate of root and cores.
         start: share of the usual deviation that the weights start with.
         seeding: what random is mixed in, see :class:`~adntn.experiments.seeded.SeededConv2d`.
@@ -65,26 +67,16 @@ class Lever:
     ours: bool = True
 
     def config(self, shape: tuple[int, ...], numbers: int) -> GeneratorConfig:
-        """Return the config of a weight of about so many numbers.
-
-        Groups are a power of two that divides the rows, as far as they go; terms are as many as come nearest.
-        """
+        """Return the config of a weight of about so many numbers."""
         config = GeneratorConfig(**{"order": "paired"} | dict(self.options))
         if self.square:
-            radix = math.ceil(math.sqrt(max(shape[:2])))
-            config = config.replace(radix=radix, bond_dim=config.bond_dim or 1)
-        if config.topology == "subspace":
-            return config.replace(subspace_dim=numbers)
-        if self.grows == "terms":
-            return config.replace(terms=max(1, round(numbers / Blueprint(shape, config).num_parameters)))
-        if self.grows == "groups":
-            many = [config.replace(groups=2**k) for k in range(8) if shape[0] % 2**k == 0 and 2**k < shape[0]]
-            return min(many, key=lambda each: abs(Blueprint(shape, each).num_parameters - numbers))
-        return config
+            config = square_radix(config, shape)
+        return config if self.grows is None else sized(config, shape, numbers, self.grows)
 
 
 _BOTH = ("small", "large")
 _CONFORMAL = {"initialization": "conformal"}
+_SUBSPACE = {"topology": "subspace"}
 
 #: By name. What is not said is as in the first: a ttn, paired, isometric cores, sin(3z), groups.
 LEVERS: Mapping[str, Lever] = {
@@ -131,8 +123,8 @@ LEVERS: Mapping[str, Lever] = {
     "base": Lever("a frozen random weight W0 + G", seeding="base", sizes=_BOTH),
     "blocks": Lever("a frozen block-diagonal random weight + G", seeding="blocks"),
     # rivals
-    "subspace": Lever("a random subspace for each weight", {"topology": "subspace"}, sizes=_BOTH, ours=False),
-    "subspace-fast": Lever("the same at 3e-2", {"topology": "subspace"}, sizes=_BOTH, core_lr=3e-2, ours=False),
+    "subspace": Lever("a random subspace for each weight", _SUBSPACE, _BOTH, "dimension", ours=False),
+    "subspace-fast": Lever("the same at 3e-2", _SUBSPACE, _BOTH, "dimension", core_lr=3e-2, ours=False),
 }
 
 
@@ -187,8 +179,7 @@ def _configs(lever: Lever, weights: Mapping[str, tuple[int, ...]], numbers: int)
         share = 1.0
         if lever.early is not None:
             share = 2 * (lever.early if place < half else 1 - lever.early)
-        # Where a generator would store as much as the weight it is smaller.
-        configs[name] = lever.config(shape, min(round(share * numbers), math.prod(shape) // 2))
+        configs[name] = lever.config(shape, round(share * numbers))
     return configs
 
 

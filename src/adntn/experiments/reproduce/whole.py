@@ -5,9 +5,8 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
 
 import torch
 from torch import nn
@@ -19,77 +18,80 @@ from adntn.experiments.controls import chosen_weights
 from adntn.experiments.models import DEFAULT_TARGETS, Builder, ImageShape, model_builder
 from adntn.experiments.reproduce.rows import Row
 from adntn.experiments.reproduce.settings import Settings
+from adntn.experiments.reproduce.sizing import sized, square_radix
 from adntn.experiments.rivals import narrow_dense
 from adntn.experiments.variants import Variant
 from adntn.targets import select
-from adntn.tensorize import Order
 from adntn.topology import Blueprint, GeneratorConfig
 
-__all__ = ["BUDGETS", "NETWORKS", "OURS", "RIVALS", "Planned", "whole_rows"]
+__all__ = ["BUDGETS", "NETWORKS", "OURS", "RIVALS", "Spread", "whole_rows"]
 
-#: Trained numbers that a whole network may have.
-BUDGETS = (5_000, 10_000, 20_000, 50_000, 100_000)
+Make = Callable[[int], nn.Module]
+
+#: Trained numbers that a whole network may have; a quarter-width VGG-16 of trees has no room in less than the first.
+BUDGETS = (5_500, 10_000, 20_000, 50_000, 100_000)
 
 NETWORKS = ("vgg16", "resnet20")
 
-# Peak learning rates of dense weights and of cores. Every convolution has a batch norm behind it.
-_RATES = (1e-2, 1e-2)
+# Peak learning rates of dense weights and of root and cores. Every convolution has a batch norm behind it. The random
+# subspace has what is best for it, and so have ours (adntn reproduce levers).
+_RATE = 1e-2
+_CORE_RATES = {"subspace": 3e-2}
 
 
 @dataclass(frozen=True)
-class Planned:
-    """Generators whose sizes :func:`adntn.fit_budget` chooses.
+class Spread:
+    """Generators that share a budget alike: every weight has about as many numbers.
 
     Attributes:
-        topology: of all of them.
-        order: likewise.
-        config: whatever else is not chosen.
-        measure: of quality, which the plan spends by.
+        config: of all of them, with everything but the size.
+        by: what makes them larger, see :func:`~adntn.experiments.reproduce.sizing.sized`.
+        square: whether they are Kronecker products, see :func:`~adntn.experiments.reproduce.sizing.square_radix`.
     """
 
-    topology: str
-    order: Order = "blocked"
-    config: Mapping[str, Any] = field(default_factory=dict)
-    measure: str = "stable-rank"
+    config: GeneratorConfig
+    by: str
+    square: bool = False
 
-    def base(self) -> GeneratorConfig:
-        """Return the smallest choice."""
-        return GeneratorConfig(**self.config, order=self.order).with_topology(self.topology)
+    def configs(self, weights: Mapping[str, tuple[int, ...]], numbers: int) -> dict[str, GeneratorConfig]:
+        """Return the config of each weight, for so many numbers in all, or a little less.
 
-    def make(self, build: Callable[[], nn.Module], layers: Sequence[str], budget: int, seed: int) -> nn.Module:
-        """Build an untrained network of at most so many numbers."""
-        torch.manual_seed(seed)
-        model = build()
-        plan = fit_budget(
-            model,
-            parameters=budget,
-            targets=layers,
-            layers="all",
-            config=self.base(),
-            topologies=(self.topology,),
-            orders=(self.order,),
-            measure=self.measure,
-        )
-        plan.apply_(model, progress=False)
-        return model
+        Where small weights cannot use their share, or generators come in large steps, the shares are scaled until the
+        numbers are met as nearly as they can be.
+        """
+        low, high = 0.0, 8.0
+        best = self._sized(weights, numbers, low)
+        for _ in range(12):
+            middle = (low + high) / 2
+            made = self._sized(weights, numbers, middle)
+            if _count(weights, made) <= numbers:
+                low, best = middle, made
+            else:
+                high = middle
+        return best
+
+    def _sized(self, weights: Mapping[str, tuple[int, ...]], numbers: int, scale: float) -> dict[str, GeneratorConfig]:
+        share = max(1, round(scale * numbers / len(weights)))
+        return {
+            name: sized(square_radix(self.config, shape) if self.square else self.config, shape, share, self.by)
+            for name, shape in weights.items()
+        }
 
 
 #: Ours.
-OURS: Mapping[str, Planned] = MappingProxyType(
+OURS: Mapping[str, Spread] = MappingProxyType(
     {
-        "ttn-blocked": Planned("ttn"),
-        "ttn-paired": Planned("ttn", "paired"),
-        "mera-paired": Planned("mera", "paired"),
+        "ttn-blocked": Spread(GeneratorConfig(), "groups"),
+        "ttn-paired": Spread(GeneratorConfig(order="paired"), "groups"),
+        "kronecker": Spread(
+            GeneratorConfig(order="paired", initialization="conformal", kernel_radix=3), "terms", square=True
+        ),
     }
 )
 
-#: What ours have to beat; a narrow dense network and a random subspace of all weights come on top.
-RIVALS: Mapping[str, Planned] = MappingProxyType(
-    {
-        "lowrank": Planned("lowrank", config={"bond_dim": 1}, measure="numbers"),
-        "tt": Planned("tt", config={"bond_dim": 1}, measure="numbers"),
-    }
-)
+#: What ours have to beat, of the library's baselines; a narrow dense network and a random subspace of all weights come
+#: on top. The planner chooses the rank of each layer.
+RIVALS = ("lowrank", "tt")
 
 
 def whole_rows(settings: Settings, image_shape: ImageShape, num_classes: int) -> list[Row]:
@@ -104,43 +106,74 @@ def whole_rows(settings: Settings, image_shape: ImageShape, num_classes: int) ->
         with torch.device("meta"):
             model = build()
         layers = tuple(select(model, DEFAULT_TARGETS[network]))
-        row = functools.partial(
-            Row, group=network, network=network, build=build, layers=layers, optimization=settings.optimization(*_RATES)
-        )
-        for variant in (Variant("dense", "dense"), Variant("frozen-dense", "frozen-dense")):
-            make = functools.partial(variant.make, build, layers)
-            rows.append(row(variant=variant.name, make=make, about=_about(variant.name, None)))
+        weights = {name: tuple(weight.shape) for name, weight in chosen_weights(model, layers).items()}
+        dense = sum(p.numel() for p in model.parameters())
+        beside = dense - sum(map(math.prod, weights.values()))
+        makers: list[tuple[str, int | None, Make]] = [
+            (kind, None, functools.partial(Variant(kind, kind).make, build, layers))
+            for kind in ("dense", "frozen-dense")
+        ]
         for budget in BUDGETS:
-            for name, makes in _rivals(build, model, layers, budget).items():
-                rows.append(row(variant=f"{name}-{budget}", make=makes, about=_about(name, budget)))
+            if beside < budget < dense:
+                made = _networks(build, weights, budget, budget - beside)
+                makers += [(name, budget, make) for name, make in made.items()]
+        rows += [
+            Row(
+                group=network,
+                variant=name if budget is None else f"{name}-{budget}",
+                network=network,
+                build=build,
+                make=make,
+                layers=layers,
+                optimization=settings.optimization(_RATE, _CORE_RATES.get(name, _RATE)),
+                about={"rival": name, "budget": budget, "ours": name in OURS},
+            )
+            for name, budget, make in makers
+        ]
     return rows
 
 
-def _about(rival: str, budget: int | None) -> dict[str, Any]:
-    return {"rival": rival, "budget": budget, "ours": rival in OURS}
-
-
-def _rivals(
-    build: Builder, model: nn.Module, layers: Sequence[str], budget: int
-) -> dict[str, Callable[[int], nn.Module]]:
-    """Return what makes each network that is possible within a budget."""
-    weights = {name: tuple(weight.shape) for name, weight in chosen_weights(model, layers).items()}
-    dense = sum(p.numel() for p in model.parameters())
-    beside = dense - sum(map(math.prod, weights.values()))
-    if not beside < budget < dense:
-        return {}
-    made: dict[str, Callable[[int], nn.Module]] = {"narrow-dense": functools.partial(_narrow, build, budget)}
-    made["subspace"] = functools.partial(_subspace, build, layers, budget - beside)
-    for name, planned in {**RIVALS, **OURS}.items():
-        least = sum(Blueprint(shape, planned.base()).num_parameters for shape in weights.values())
-        if beside + least <= budget:
-            made[name] = functools.partial(planned.make, build, layers, budget)
+def _networks(build: Builder, weights: Mapping[str, tuple[int, ...]], budget: int, numbers: int) -> dict[str, Make]:
+    """Return what makes each network that is possible within a budget, of which the weights have so many numbers."""
+    layers = list(weights)
+    made: dict[str, Make] = {
+        "narrow-dense": functools.partial(_narrow, build, budget),
+        "subspace": functools.partial(_subspace, build, layers, numbers),
+    }
+    for topology in RIVALS:
+        least = GeneratorConfig(topology=topology, bond_dim=1)
+        if _count(weights, dict.fromkeys(weights, least)) <= numbers:
+            made[topology] = functools.partial(_planned, build, layers, budget, least)
+    for name, spread in OURS.items():
+        configs = spread.configs(weights, numbers)
+        if _count(weights, configs) <= numbers:
+            made[name] = functools.partial(Variant(name, overrides=configs).make, build, layers)
     return made
+
+
+def _count(weights: Mapping[str, tuple[int, ...]], configs: Mapping[str, GeneratorConfig]) -> int:
+    return sum(Blueprint(shape, configs[name]).num_parameters for name, shape in weights.items())
 
 
 def _narrow(build: Builder, budget: int, seed: int) -> nn.Module:
     torch.manual_seed(seed)
     return narrow_dense(build.narrower, budget)
+
+
+def _planned(build: Builder, layers: Sequence[str], budget: int, least: GeneratorConfig, seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    model = build()
+    plan = fit_budget(
+        model,
+        parameters=budget,
+        targets=layers,
+        layers="all",
+        config=least,
+        topologies=(least.topology,),
+        measure="numbers",
+    )
+    plan.apply_(model, progress=False)
+    return model
 
 
 def _subspace(build: Builder, layers: Sequence[str], count: int, seed: int) -> nn.Module:

@@ -1,0 +1,59 @@
+"""Generators of about so many numbers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from adntn import Generator, GeneratorConfig
+from adntn.errors import ConfigError
+from adntn.experiments.reproduce.sizing import sized, square_radix
+from adntn.topology import Blueprint
+
+PAIRED = GeneratorConfig(order="paired")
+
+
+def numbers(config: GeneratorConfig, shape: tuple[int, ...]) -> int:
+    return Blueprint(shape, config).num_parameters
+
+
+@pytest.mark.parametrize("by", ["groups", "terms", "dimension"])
+@pytest.mark.parametrize("wanted", [400, 1_000, 8_000])
+def test_a_count_is_met_as_nearly_as_its_steps_allow(by: str, wanted: int) -> None:
+    config = PAIRED.with_topology("subspace") if by == "dimension" else PAIRED
+    for shape in ((128, 128, 3, 3), (96, 200)):
+        made = sized(config, shape, wanted, by)
+        assert numbers(made, shape) == pytest.approx(wanted, rel=0.35)
+        Generator(shape, made, device="meta")
+
+
+def test_small_weights_are_never_as_large_as_the_dense_ones() -> None:
+    for by in ("groups", "terms"):
+        assert numbers(sized(PAIRED, (16, 16, 3, 3), 10_000, by), (16, 16, 3, 3)) <= 0.75 * 16 * 16 * 9
+    assert sized(PAIRED.with_topology("subspace"), (16, 16), 10_000, "dimension").subspace_dim == 128
+
+
+def test_the_smallest_is_the_least() -> None:
+    for by in ("groups", "terms"):
+        assert sized(PAIRED, (128, 128), 1, by) == PAIRED
+
+
+def test_groups_divide_the_rows_and_sums_go_on_where_they_end() -> None:
+    assert sized(PAIRED, (12, 64), 10_000, "groups").groups in (2, 4)
+    large = sized(PAIRED, (128, 128, 3, 3), 10_000, "groups")
+    assert large.groups == 16
+    assert large.terms > 1
+
+
+@pytest.mark.parametrize("shape", [(128, 128, 3, 3), (30, 17), (3, 2)], ids=str)
+def test_square_radix_gives_each_side_two_digits(shape: tuple[int, ...]) -> None:
+    config = square_radix(PAIRED, shape)
+    assert config.bond_dim == 1
+    assert config.radix >= 2
+    assert (config.radix - 1) ** 2 < max(shape[:2]) <= max(config.radix, 2) ** 2
+    assert Generator(shape, config)().shape == torch.Size(shape)
+
+
+def test_an_unknown_way_to_grow_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="by='group' is not known"):
+        sized(PAIRED, (8, 8), 100, "group")

@@ -133,6 +133,7 @@ def test_the_run_folder_has_a_name_of_its_own_by_default() -> None:
     assert RunFolder(folder).job().variants == ("dense",)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("untimed")
 def test_the_command_line_wins_over_the_config_file() -> None:
     Path("run.toml").write_text(
@@ -148,6 +149,7 @@ def test_the_command_line_wins_over_the_config_file() -> None:
     assert job.config.order == "paired"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("untimed")
 def test_a_run_is_gone_on_with_by_its_folder_alone() -> None:
     assert run("compress", *QUICK, *FEW, "--out", "mine").exit_code == 0
@@ -439,6 +441,7 @@ def test_the_counts_are_those_of_the_papers_table_3() -> None:
     assert len([row for row in layers.values() if row["kind"] == "Conv2d"]) == 13
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments, options, topologies",
     [

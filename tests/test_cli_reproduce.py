@@ -102,6 +102,7 @@ def test_table3_runs_on_tiny_settings_and_says_it_again_at_once(monkeypatch: pyt
     assert {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.md")} == reports
 
 
+@pytest.mark.slow
 def test_whole_runs_on_tiny_settings() -> None:
     rows = "resnet20/dense,resnet20/narrow-dense-5500,resnet20/ttn-blocked-5500"
     result = invoke("whole", *SMALL, "--width", "0.25", "--rows", rows, "--seeds", "1", "--threads", "1", "--json")
@@ -164,6 +165,7 @@ def test_nothing_finished_is_no_report() -> None:
 # --- expressivity ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_expressivity_runs_on_tiny_settings_and_says_it_again(tmp_path: Path) -> None:
     few = ["--targets", "gaussian", "--topologies", "ttn", "--orders", "blocked", "--activations", "elu"]
     command = ["expressivity", "--width", "0.0625", "--steps", "3", "--polish", "1", "--restarts", "1", *few]

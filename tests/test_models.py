@@ -182,6 +182,7 @@ torch.save(model(*model.inputs()), sys.argv[3])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_a_file_is_read_in_a_fresh_process(name: str, tmp_path: Path) -> None:
     model = MODELS[name]()

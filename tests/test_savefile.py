@@ -154,6 +154,7 @@ def test_a_full_disk_leaves_what_was_there(
         assert same(state(load(Net().eval(), path)), state(model))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_process_killed_while_saving_leaves_a_whole_file(path: Path) -> None:
     script = """

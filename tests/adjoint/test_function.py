@@ -263,6 +263,7 @@ def test_functional_call_is_taken_back_with_its_own_parameters() -> None:
         assert_close(mine, theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_graphs")
 def test_a_compiled_generator_has_the_same_gradients() -> None:
     _, ours = both(CASES["mera, gates, prelu, norm, paired"])

@@ -34,6 +34,7 @@ def check_compiled(layer: LayerCase, way: str, backend: str) -> None:
             torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-8, atol=1e-8, msg=lambda m, n=name: f"{n}: {m}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, way",
     [

@@ -187,6 +187,7 @@ def test_an_input_of_another_size_is_refused() -> None:
         Conv2d(64, 64, 3, execution="factored")(torch.randn(2, 63, 8, 8))
 
 
+@pytest.mark.slow
 def test_one_graph_with_any_batch() -> None:
     layer = Linear(1024, 1024, execution="factored")
     compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")

@@ -141,6 +141,7 @@ def test_counts_are_those_of_the_formulas(finished: Finished) -> None:
             assert row.stable_rank_end == row.stable_rank_start
 
 
+@pytest.mark.slow
 def test_saved_files_load_and_reproduce_the_recorded_accuracy(finished: Finished, data: ImageData) -> None:
     images = normalize(data.test.images, data)
     for row in finished.outcome.rows:
@@ -197,6 +198,7 @@ def test_weights_are_those_of_the_first_seeds_files(finished: Finished) -> None:
 # --- stopping and going on ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("untimed")
 def test_a_finished_run_is_not_trained_again(finished: Finished) -> None:
     told: list[Progress] = []

@@ -182,6 +182,7 @@ def test_every_penalty_is_the_same_of_a_layer_in_bfloat16_and_under_autocast(top
             torch.testing.assert_close(penalty(whole), expected, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_graphs")
 def test_penalties_compile_to_one_graph() -> None:
     layer = adntn.nn.Linear(24, 20, config=GATED)

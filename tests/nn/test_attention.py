@@ -268,6 +268,7 @@ def test_it_is_built_on_the_meta_device_and_filled_later() -> None:
     assert filled(x, x, x)[0].isfinite().all()
 
 
+@pytest.mark.slow
 def test_it_is_one_graph() -> None:
     torch._dynamo.reset()
     layer = build("batch first", "factored")

@@ -180,6 +180,7 @@ def test_a_generated_parameter_is_read_only() -> None:
     assert torch.equal(rnn(X)[0], before)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_graphs")
 @pytest.mark.parametrize("kind", ["lstm", "cells"])
 def test_a_compiled_model_follows_its_parameters(kind: str) -> None:

@@ -375,6 +375,7 @@ def test_looking_at_positions_leaves_the_model_as_it_was() -> None:
     assert hooks(model) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_graphs")
 @pytest.mark.parametrize("compiled_first", [True, False])
 def test_a_compiled_model_gives_the_same(compiled_first: bool) -> None:

@@ -33,6 +33,7 @@ def test_one_worker_is_this_process_and_takes_tasks_one_by_one() -> None:
     assert events == ["task 0", "result 0", "task 1", "result 1", "task 2", "result 2"]
 
 
+@pytest.mark.slow
 def test_workers_do_all_tasks_and_few_are_made_before_they_are_needed() -> None:
     made = 0
 

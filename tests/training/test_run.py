@@ -71,6 +71,7 @@ def test_what_is_finished_is_not_run_again(tmp_path: Path) -> None:
     assert before == after
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["time", "signal", "fault"])
 def test_an_interrupted_stage_begins_anew_with_the_model_as_it_was(tmp_path: Path, how: str) -> None:
     error = ZeroDivisionError if how == "fault" else TrainingStopped
@@ -126,6 +127,7 @@ def test_a_teachers_file_that_does_not_fit_is_refused_by_name(tmp_path: Path) ->
         run(tmp_path / "two", teacher=Teacher(file=str(tmp_path / "none.safetensors")))
 
 
+@pytest.mark.slow
 def test_a_teacher_as_built_is_the_model_of_the_seed(tmp_path: Path) -> None:
     one, _ = run(tmp_path / "one", Shift(), teacher=Teacher(as_built=True))
     torch.manual_seed(123)  # nothing depends on it

@@ -95,6 +95,7 @@ def test_what_can_be_learned_is_learned(finished: Finished) -> None:
     assert all(each.accuracy > 0.85 for each in finished.results), [each.accuracy for each in finished.results]
 
 
+@pytest.mark.slow
 def test_the_files_are_those_of_the_results_and_nothing_else_is_left(finished: Finished) -> None:
     path = finished.folder.path
     files = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()}

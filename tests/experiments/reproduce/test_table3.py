@@ -31,6 +31,7 @@ def test_each_group_has_the_same_rows_and_each_network_its_dense_one() -> None:
         assert row.network == (GROUPS[row.group].network if row.group in GROUPS else row.group)
 
 
+@pytest.mark.slow
 def test_the_baselines_have_about_as_many_numbers_as_the_tree() -> None:
     for group in GROUPS:
         tree, subspace, train = (

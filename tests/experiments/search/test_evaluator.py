@@ -83,6 +83,7 @@ def test_what_would_be_passed_over_is_refused(tmp_path: Path, stage: dict[str, A
         TrainingEvaluator(RECIPE | {"stage": [*RECIPE["stage"], stage]}, tmp_path, energy=False, threads=None)
 
 
+@pytest.mark.slow
 def test_a_configuration_is_trained_saved_and_measured_the_same_each_time(tmp_path: Path) -> None:
     mine = evaluator(tmp_path)
     dense = mine.prepare()

@@ -341,6 +341,7 @@ def test_a_teacher_of_another_shape_is_refused(dense: nn.Module, tmp_path: Path)
 # --- several workers ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["weight", "outputs", "task"])
 def test_two_workers_come_to_the_same_bits(objective: str, dense: nn.Module, tmp_path: Path) -> None:
     came = []
@@ -427,6 +428,7 @@ def test_finished_blocks_are_not_fitted_again(
     assert same(values(model), values(whole))
 
 
+@pytest.mark.slow
 def test_other_options_or_a_broken_file_do_not_pass_for_finished(dense: nn.Module, tmp_path: Path) -> None:
     def kept(**options: Any) -> list[bool]:
         outcome = run(Blocks(**{**SHORT, **options}), compressed(dense, CONVOLUTIONS), dense, tmp_path)

@@ -70,6 +70,7 @@ def test_it_trains_by_its_losses_and_leaves_the_teacher_alone(tmp_path: Path) ->
     assert not any(module._forward_hooks for module in given.model.modules())
 
 
+@pytest.mark.slow
 def test_an_interrupted_stage_comes_to_the_same(tmp_path: Path) -> None:
     stage = FineTune(
         optimization=STAGE.optimization, losses=Losses.from_dict({"distillation": 1.0, "sampled_frobenius": 0.1})

@@ -235,6 +235,7 @@ def test_impossible_options_are_refused(options: dict[str, Any], words: str) -> 
         WarmStart(**options)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_started_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="dense teacher, and this run has none"):
         WarmStart().run(state(tmp_path, teacher=None))

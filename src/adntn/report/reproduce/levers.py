@@ -121,7 +121,7 @@ def _table(lines: Sequence[Line], reference: Line | None) -> Table:
             )
         )
     titles = ("network", "what is changed", "trained", "accuracy %", "Δ points", "stable rank at start", "at end")
-    return Table(titles, tuple(rows))
+    return Table(titles, tuple(rows), words=("what is changed",))
 
 
 def _rank(line: Line, when: str) -> str:

@@ -110,7 +110,11 @@ LEVERS: Mapping[str, Lever] = {
         square=True,
     ),
     "kronecker-start-100th": Lever(
-        "the same, starting at a hundredth", {"kernel_radix": 3, **_CONFORMAL}, grows="terms", square=True, start=0.01
+        "Kronecker products that start at a hundredth",
+        {"kernel_radix": 3, **_CONFORMAL},
+        grows="terms",
+        square=True,
+        start=0.01,
     ),
     "early": Lever("sums; three quarters of the numbers in the first half", grows="terms", early=0.75),
     "late": Lever("sums; three quarters of the numbers in the second half", grows="terms", early=0.25),
@@ -124,7 +128,9 @@ LEVERS: Mapping[str, Lever] = {
     "blocks": Lever("a frozen block-diagonal random weight + G", seeding="blocks"),
     # rivals
     "subspace": Lever("a random subspace for each weight", _SUBSPACE, _BOTH, "dimension", ours=False),
-    "subspace-fast": Lever("the same at 3e-2", _SUBSPACE, _BOTH, "dimension", core_lr=3e-2, ours=False),
+    "subspace-fast": Lever(
+        "a random subspace for each weight, trained at 3e-2", _SUBSPACE, _BOTH, "dimension", core_lr=3e-2, ours=False
+    ),
 }
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from adntn.checkpoint import writing
+from adntn.experiments.reproduce.levers import LEVERS
 from adntn.experiments.reproduce.rows import Result
 from adntn.report.figures import NONE
 from adntn.report.pages import Table, markdown_table
@@ -100,6 +101,11 @@ def _name(line: Line) -> str:
     return line.variant.removesuffix(f"-{_size(line)}")
 
 
+def _says(line: Line) -> str:
+    lever = LEVERS.get(_name(line))
+    return lever.says if lever is not None else str(line.first.about.get("says", ""))
+
+
 def _ours(line: Line) -> bool:
     return bool(line.first.about.get("ours"))
 
@@ -112,7 +118,7 @@ def _table(lines: Sequence[Line], reference: Line | None) -> Table:
         rows.append(
             (
                 f"**{name}**" if _ours(line) else name,
-                str(line.first.about.get("says", "")),
+                _says(line),
                 f"{line.first.model_trained:,}",
                 line.written(),
                 NONE if difference is None else difference.written(),

@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from adntn import Generator, GeneratorConfig
+from adntn import Generator, GeneratorConfig, isometries
 from adntn.initialize import stable_rank
 from adntn.isometries import conformal, flat, semi_orthogonal
 
@@ -80,3 +81,20 @@ def test_one_kronecker_product_of_conformal_cores_is_orthogonal() -> None:
     weight = Generator((64, 64), config, dtype=torch.float64)().detach()
     values = torch.linalg.svdvals(weight)
     torch.testing.assert_close(values, values[:1].expand(64))
+
+
+def test_nothing_is_kept_of_a_draw_that_made_no_numbers() -> None:
+    config = GeneratorConfig(order="paired", radix=8, initialization="conformal")
+    with FakeTensorMode():
+        Generator((64, 64), config)
+    with torch.device("meta"):
+        Generator((64, 64), config)
+    assert bool(Generator((64, 64), config)().isfinite().all())
+
+
+def test_of_large_matrices_no_more_are_made_than_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Tensor] = []
+    product = isometries._kronecker
+    monkeypatch.setattr(isometries, "_kronecker", lambda factors: made.append(product(factors)) or made[-1])
+    assert conformal(2, 64).shape == (2, 64**2)
+    assert len(made) == 2

@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ def flat(a: int, b: int) -> Tensor:  # shape: (a, b), orthonormal along the shor
     Rows of a Hartley matrix, which is Hadamard's for 2 and 4, with random signs.
     """
     size = max(a, b)
-    rows = _hartley(size)[torch.randperm(size)[: min(a, b)]] * _signs(size)
+    rows = _hartley(size)[torch.randperm(size, device="cpu")[: min(a, b)]] * _signs(size)
     rows = rows * _signs(len(rows)).unsqueeze(1)
     return rows if a <= b else rows.mT.contiguous()
 
@@ -45,10 +46,10 @@ def conformal(a: int, d: int) -> Tensor:  # shape: (a, d * d), orthonormal along
 
     Two of 2x2 and up to four of 4x4 are such that every combination of them is an orthogonal matrix times a number.
     """
-    family = _orthogonal_family(d)
-    if a > len(family):
+    family = _orthogonal_family(a, d)
+    if family is None:
         return flat(a, d * d)
-    chosen = family[:a][torch.randperm(a)]
+    chosen = family[torch.randperm(a, device="cpu")]
     # Flatness comes from Hartley's matrix, variety from signs; neither changes what is orthogonal.
     made = _signs(d).unsqueeze(1) * (_hartley(d) @ chosen) * _signs(d)
     made = made * _signs(a).view(-1, 1, 1) / math.sqrt(d)
@@ -59,7 +60,6 @@ def _signs(count: int) -> Tensor:
     return 2.0 * torch.randint(0, 2, (count,), device="cpu").double() - 1.0
 
 
-@functools.cache
 def _hartley(size: int) -> Tensor:
     """Return the orthogonal matrix cas(2 pi j k / n) / sqrt(n)."""
     places = torch.arange(size, dtype=torch.float64, device="cpu")
@@ -67,22 +67,33 @@ def _hartley(size: int) -> Tensor:
     return (angle.cos() + angle.sin()) / math.sqrt(size)
 
 
-@functools.cache
-def _orthogonal_family(d: int) -> Tensor:  # shape: (count, d, d)
-    """Return orthogonal matrices that are orthogonal to each other too, all d * d of them for powers of two, else d.
+# Of 2 x 2: one, the quarter turn, and two mirrors. Any combination of the first two is orthogonal up to its scale.
+_ONE, _TURN = ((1.0, 0.0), (0.0, 1.0)), ((0.0, -1.0), (1.0, 0.0))
+_SWAP, _FLIP = ((0.0, 1.0), (1.0, 0.0)), ((1.0, 0.0), (0.0, -1.0))
+# Of 4 x 4, as Kronecker products of those: the quaternions.
+_QUATERNIONS = ((_ONE, _ONE), (_ONE, _TURN), (_TURN, _SWAP), (_TURN, _FLIP))
 
-    For 2 and 4 those come first of which every combination is orthogonal up to its scale.
+
+def _orthogonal_family(count: int, d: int) -> Tensor | None:  # shape: (count, d, d)
+    """Return orthogonal matrices that are orthogonal to each other too; None for more than there are.
+
+    There are d * d for a power of two, else d, the cyclic shifts. For 2 and 4 those come first of which every
+    combination is orthogonal up to its scale.
     """
-    one, turn = torch.eye(2, dtype=torch.float64), torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=torch.float64)
-    mirror, swap = torch.tensor([[0.0, 1.0], [1.0, 0.0]], dtype=torch.float64), torch.diag(one.new_tensor([1.0, -1.0]))
-    single = (one, turn, mirror, swap)
     if d & (d - 1):
-        return torch.stack([torch.eye(d, dtype=torch.float64).roll(k, 0) for k in range(d)])
-    made = [
-        functools.reduce(torch.kron, factors, torch.eye(1, dtype=torch.float64))
-        for factors in itertools.product(single, repeat=d.bit_length() - 1)
-    ]
+        shifts = [torch.eye(d, dtype=torch.float64, device="cpu").roll(k, 0) for k in range(min(count, d))]
+        return torch.stack(shifts) if count <= d else None
+    if count > d * d:
+        return None
+    # Lazily: of 64 x 64 there are 4,096, and one or two are wanted.
+    products: Iterator[tuple[Sequence[Sequence[float]], ...]] = itertools.product(
+        (_ONE, _TURN, _SWAP, _FLIP), repeat=d.bit_length() - 1
+    )
     if d == 4:
-        quaternions = [torch.kron(one, one), torch.kron(one, turn), torch.kron(turn, mirror), torch.kron(turn, swap)]
-        made = quaternions + [each for each in made if not any(torch.equal(each, first) for first in quaternions)]
-    return torch.stack(made)
+        products = iter(dict.fromkeys([*_QUATERNIONS, *products]))
+    return torch.stack([_kronecker(factors) for factors in itertools.islice(products, count)])
+
+
+def _kronecker(factors: Iterable[Sequence[Sequence[float]]]) -> Tensor:
+    matrices = [torch.tensor(factor, dtype=torch.float64, device="cpu") for factor in factors]
+    return functools.reduce(torch.kron, matrices, torch.ones(1, 1, dtype=torch.float64, device="cpu"))

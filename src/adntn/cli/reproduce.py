@@ -41,7 +41,7 @@ _KNOWN = {
     "cells": "a file a target and seed: what it is, and a line a fit",
     "models": "the trained networks",
     "timings.json": "time of a training step, in turns with the dense network",
-    "work": "checkpoints of what is not finished",
+    "checkpoints": "what is not finished",
     "table.md": "the tables",
     "table.csv": "the same for other programs",
 }

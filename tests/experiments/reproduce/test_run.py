@@ -104,7 +104,7 @@ def test_the_files_are_those_of_the_results_and_nothing_else_is_left(finished: F
         "settings.json",
         *(f"rows/{name}.json" for name in names),
         *(f"models/{name}.safetensors" for name in names),
-        *(f"work/{name}.lock" for name in names),
+        *(f"checkpoints/{name}.lock" for name in names),
     }
     images = normalize(DATA.test.images, DATA)
     for each in finished.results:
@@ -207,7 +207,7 @@ def test_it_stops_cleanly_and_goes_on_to_the_same_networks(
         with pytest.raises(TrainingStopped):
             run_rows(rows, (0,), DATA, folder, deadline=50.0 if how is stop_by_time else None, tell=tell)
     assert [each.name for each in folder.results()] == ["small/dense"]
-    assert list(folder.work("small-fc/ttn", 0).glob("*.ckpt"))
+    assert list(folder.checkpoints("small-fc/ttn", 0).glob("*.ckpt"))
     heard = Heard()
     results = run_rows(rows, (0,), DATA, folder, tell=heard)
     assert heard.begun() == [("small-fc/ttn", 0)]

@@ -21,7 +21,7 @@ from adntn.experiments.reproduce.rows import Folder
 from adntn.options import Options, check_number, check_whole
 from adntn.tensorize import ORDERS
 from adntn.topology import TREES
-from adntn.training.folder import RunFolderError, claim_folder, describe_machine, read_json, write_json
+from adntn.training.folder import RunFolderError, describe_machine
 
 __all__ = ["CellFolder", "ExpressivitySettings", "Fits", "ToldFit", "run_expressivity"]
 
@@ -127,7 +127,7 @@ class CellFolder(Folder):
     settings.json      what was asked for
     environment.json   where it was begun
     cells/             a file of JSON lines a target and seed: what the target is, then a line a fit
-    work/              the locks of the processes that fit
+    checkpoints/       the locks of the processes that fit
     """
 
     def claim_for(self, settings: ExpressivitySettings) -> None:
@@ -136,11 +136,7 @@ class CellFolder(Folder):
         Raises:
             RunFolderError: it holds another experiment, other settings, or something else.
         """
-        file = self.path / "settings.json"
-        wanted = json.loads(json.dumps({"experiment": "expressivity", **settings.to_dict()}))
-        if not claim_folder(self.path, "reproduction", file.name, lambda: read_json(file) == wanted):
-            write_json(self.path / "environment.json", describe_machine())
-            write_json(file, wanted)
+        self._claim({"experiment": "expressivity", **settings.to_dict()}, describe_machine())
 
     def fits_file(self, target: str, seed: int) -> Path:
         """Return where the fits to a target and seed stand, or will."""

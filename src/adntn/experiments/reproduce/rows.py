@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from fnmatch import fnmatchcase
@@ -15,6 +14,7 @@ from torch import nn
 
 from adntn.errors import ConfigError, nearest
 from adntn.experiments.data import ImageData
+from adntn.experiments.locks import locked
 from adntn.experiments.reproduce.settings import Settings
 from adntn.training.folder import RunFolderError, claim_folder, read_json, write_json
 from adntn.training.optimization import Optimization
@@ -128,7 +128,7 @@ class Folder:
     settings.json   what was asked for, on which images
     rows/           a JSON file a row and seed, there as soon as it is finished
     models/         their safetensors files
-    work/           checkpoints of what is being trained, and the locks of the processes that train it
+    checkpoints/    of what is being trained, and the locks of the processes that train it
     timings.json    time of a step of each network
 
     Args:
@@ -144,15 +144,22 @@ class Folder:
         Raises:
             RunFolderError: it holds another experiment, other settings, or something else.
         """
+        about = {"data": data.title, "source": data.source}
+        self._claim({"experiment": experiment, **settings.to_dict(), **about})
+
+    def _claim(self, wanted: dict[str, Any], environment: Mapping[str, Any] | None = None) -> None:
+        """Write what is wanted, and where, into a folder that is new; compare it with what one that is not says."""
         file = self.path / "settings.json"
-        wanted = {"experiment": experiment, **settings.to_dict(), "data": data.title, "source": data.source}
+        wanted = json.loads(json.dumps(wanted))
         with contextlib.suppress(OSError):  # what is wrong with it is said below
             self.path.mkdir(parents=True, exist_ok=True)
-        with _locked(self.path) if self.path.is_dir() else contextlib.nullcontext():
+        with locked(self.path) if self.path.is_dir() else contextlib.nullcontext():
             if claim_folder(self.path, "reproduction", file.name, lambda: True):
                 self._check(self.settings(), wanted)
-            else:
-                write_json(file, wanted)
+                return
+            if environment is not None:
+                write_json(self.path / "environment.json", environment)
+            write_json(file, wanted)
 
     def _check(self, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
         names = [name for name in {**wanted, **found} if found.get(name) != wanted.get(name)]
@@ -182,9 +189,9 @@ class Folder:
         """Return where the trained network of a row and seed stands, or will."""
         return self.path / "models" / f"{row}-seed{seed}.safetensors"
 
-    def work(self, row: str, seed: int) -> Path:
+    def checkpoints(self, row: str, seed: int) -> Path:
         """Return where the checkpoints of a row and seed stand."""
-        return self.path / "work" / f"{row}-seed{seed}"
+        return self.path / "checkpoints" / f"{row}-seed{seed}"
 
     @property
     def timings_file(self) -> Path:
@@ -207,26 +214,10 @@ class Folder:
 
         The system takes the lock back from a process that is killed.
         """
-        file = self.path / "work" / (f"{name}.lock" if seed is None else f"{name}-seed{seed}.lock")
+        file = self.path / "checkpoints" / (f"{name}.lock" if seed is None else f"{name}-seed{seed}.lock")
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch()
-        with _locked(file, wait=False) as mine:
+        with locked(file, wait=False) as mine:
             yield mine
-
-
-@contextlib.contextmanager
-def _locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Lock a file or a folder among processes; yields whether it is, which it always is where that is waited for."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-    finally:
-        os.close(handle)
 
 
 def chosen_rows(rows: Sequence[Row], patterns: Sequence[str]) -> list[Row]:

@@ -149,10 +149,12 @@ def _train(
 ) -> Result:
     model = row.make(seed)
     start = _stable_ranks(model, row)
-    work = folder.work(row.name, seed)
+    checkpoints = folder.checkpoints(row.name, seed)
     if row.optimization.compile:
         torch.compiler.reset()  # or after some networks torch has enough of it, and runs the next ones as they are
-    fitted = fit(model, data, row.optimization, folder=work, seed=seed, device=device, tell=tell, deadline=deadline)
+    fitted = fit(
+        model, data, row.optimization, folder=checkpoints, seed=seed, device=device, tell=tell, deadline=deadline
+    )
     model.to("cpu")
     file = folder.model_file(row.name, seed)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -177,7 +179,7 @@ def _train(
     path = folder.result_file(row.name, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, result.to_dict())
-    shutil.rmtree(work, ignore_errors=True)
+    shutil.rmtree(checkpoints, ignore_errors=True)
     return result
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,15 +13,7 @@ from adntn.errors import ConfigError
 if TYPE_CHECKING:
     from optuna.storages.journal import JournalStorage
 
-__all__ = ["Presence", "locked", "open_storage"]
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a lock that other processes wait for. The system takes it back from a process that is killed."""
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+__all__ = ["Presence", "open_storage"]
 
 
 class Presence:

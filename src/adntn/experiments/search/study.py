@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from adntn.errors import AdntnError, ConfigError, TrainingStopped
+from adntn.experiments.locks import locked
 from adntn.experiments.search.options import SearchOptions
 from adntn.experiments.search.points import Measured, Point
 from adntn.experiments.search.space import Space, optimization_of, with_settings
-from adntn.experiments.search.storage import Presence, locked, open_storage
+from adntn.experiments.search.storage import Presence, open_storage
 from adntn.training.seeds import derive_seed
 
 if TYPE_CHECKING:

@@ -240,93 +240,47 @@ def search(
         )
 
 
-@reproduction.command()
-def table3(
-    data: Data = None,
-    rows: Rows = None,
-    seeds: Seeds = "2",
-    width: Width = None,
-    epochs: Epochs = None,
-    batch_size: BatchSize = None,
-    train_limit: TrainLimit = None,
-    test_limit: TestLimit = None,
-    precision: Precision = None,
-    augment: Augment = None,
-    compiled: Compile = None,
-    device: Device = "cpu",
-    threads: Threads = None,
-    minutes: Minutes = None,
-    out: Out = None,
-    resume: Resume = None,
-    times: Times = True,
-    only_list: OnlyList = False,
-    download: Download = False,
-    as_json: AsJson = False,
-) -> None:
-    """Train the rows of the paper's Table 3, VGG-16's and AlexNet's, and the controls that it lacks."""
-    _run_rows("table3", locals())
+def _of_rows(experiment: str, says: str) -> None:
+    """Make the command of an experiment that consists of rows; they all take the same options."""
+
+    def command(
+        data: Data = None,
+        rows: Rows = None,
+        seeds: Seeds = "2",
+        width: Width = None,
+        epochs: Epochs = None,
+        batch_size: BatchSize = None,
+        train_limit: TrainLimit = None,
+        test_limit: TestLimit = None,
+        precision: Precision = None,
+        augment: Augment = None,
+        compiled: Compile = None,
+        device: Device = "cpu",
+        threads: Threads = None,
+        minutes: Minutes = None,
+        out: Out = None,
+        resume: Resume = None,
+        times: Times = True,
+        only_list: OnlyList = False,
+        download: Download = False,
+        as_json: AsJson = False,
+    ) -> None:
+        options = locals()
+        del options["experiment"]
+        given = {setting: options.pop(name) for name, setting in _SETTINGS.items()}
+        with Errors(AGAIN):
+            options["rows"] = split_names(options["rows"]) or ()
+            options["seeds"] = parse_seeds(options["seeds"])
+            run_experiment(experiment, {name: value for name, value in given.items() if value is not None}, **options)
+
+    reproduction.command(experiment, help=says)(command)
 
 
-@reproduction.command()
-def whole(
-    data: Data = None,
-    rows: Rows = None,
-    seeds: Seeds = "2",
-    width: Width = None,
-    epochs: Epochs = None,
-    batch_size: BatchSize = None,
-    train_limit: TrainLimit = None,
-    test_limit: TestLimit = None,
-    precision: Precision = None,
-    augment: Augment = None,
-    compiled: Compile = None,
-    device: Device = "cpu",
-    threads: Threads = None,
-    minutes: Minutes = None,
-    out: Out = None,
-    resume: Resume = None,
-    times: Times = True,
-    only_list: OnlyList = False,
-    download: Download = False,
-    as_json: AsJson = False,
-) -> None:
-    """Train whole networks of generated convolutions, and their rivals, at equal budgets of trained numbers."""
-    _run_rows("whole", locals())
-
-
-@reproduction.command()
-def levers(
-    data: Data = None,
-    rows: Rows = None,
-    seeds: Seeds = "2",
-    width: Width = None,
-    epochs: Epochs = None,
-    batch_size: BatchSize = None,
-    train_limit: TrainLimit = None,
-    test_limit: TestLimit = None,
-    precision: Precision = None,
-    augment: Augment = None,
-    compiled: Compile = None,
-    device: Device = "cpu",
-    threads: Threads = None,
-    minutes: Minutes = None,
-    out: Out = None,
-    resume: Resume = None,
-    times: Times = True,
-    only_list: OnlyList = False,
-    download: Download = False,
-    as_json: AsJson = False,
-) -> None:
-    """Train one network of generated convolutions after the other, one thing changed at a time: what makes it work?"""
-    _run_rows("levers", locals())
-
-
-def _run_rows(experiment: str, options: dict[str, Any]) -> None:
-    given = {setting: options.pop(name) for name, setting in _SETTINGS.items()}
-    with Errors(AGAIN):
-        options["rows"] = split_names(options["rows"]) or ()
-        options["seeds"] = parse_seeds(options["seeds"])
-        run_experiment(experiment, {name: value for name, value in given.items() if value is not None}, **options)
+_of_rows("table3", "Train the rows of the paper's Table 3, VGG-16's and AlexNet's, and the controls that it lacks.")
+_of_rows(
+    "whole", "Train whole networks of generated convolutions, and their rivals, at equal budgets of trained numbers."
+)
+_of_rows("levers", "Train networks of generated convolutions, one thing changed at a time: what makes them work?")
 
 
 @reproduction.command()

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-import torch
 from torch import nn
 
 from adntn.experiments.data import ImageData
-from adntn.training.data import Part, TrainingData
+from adntn.experiments.parts import all_to_learn_from
 from adntn.training.loop import Fitted, fit
 from adntn.training.optimization import Optimization
 
@@ -37,20 +36,11 @@ def fit_to(
         device: ``"cpu"`` or ``"cuda"``.
         tell: called after each epoch with the epochs done and the test accuracy.
     """
-    test = Part(data.test.images, data.test.labels)
-    given = TrainingData(
-        Part(data.train.images, data.train.labels),
-        validation=test,
-        test=test,
-        num_classes=data.num_classes,
-        mean=torch.tensor(data.mean),
-        std=torch.tensor(data.std),
-    )
 
     def log(step: int, row: Mapping[str, float]) -> None:
         tell(int(row["epoch"]), row["validation_accuracy"])
 
-    fitted = fit(model, given, recipe, seed=seed, device=device, log=log)
+    fitted = fit(model, all_to_learn_from(data), recipe, seed=seed, device=device, log=log)
     if fitted.steps == 0:
         tell(recipe.epochs, fitted.validation_accuracy)
     return fitted

@@ -9,7 +9,7 @@ from adntn.errors import ConfigError
 from adntn.experiments.data import ImageData
 from adntn.training.data import Part, TrainingData
 
-__all__ = ["hold_out"]
+__all__ = ["all_to_learn_from", "hold_out"]
 
 
 def hold_out(images: ImageData, validation: float, seed: int) -> TrainingData:
@@ -41,9 +41,22 @@ def hold_out(images: ImageData, validation: float, seed: int) -> TrainingData:
     def part(which: Tensor) -> Part:
         return Part(images.train.images[which], labels[which])
 
+    return _training_data(images, part(~chosen), part(chosen))
+
+
+def all_to_learn_from(images: ImageData) -> TrainingData:
+    """Return all training images to learn from, and the test images in the place of those to choose by.
+
+    A curve of test accuracies comes out of that. It is for trainings that make no choice by what they look at.
+    """
+    test = Part(images.test.images, images.test.labels)
+    return _training_data(images, Part(images.train.images, images.train.labels), test)
+
+
+def _training_data(images: ImageData, train: Part, validation: Part) -> TrainingData:
     return TrainingData(
-        train=part(~chosen),
-        validation=part(chosen),
+        train=train,
+        validation=validation,
         test=Part(images.test.images, images.test.labels),
         num_classes=images.num_classes,
         mean=torch.tensor(images.mean),

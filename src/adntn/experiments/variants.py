@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from adntn.compress import compress_
+from adntn.errors import check_choice
 from adntn.experiments.controls import delete_, freeze_weights_
 from adntn.topology import GeneratorConfig
 
@@ -28,12 +29,18 @@ class Variant:
             were drawn.
         config: of the generators.
         overrides: configs of single layers, instead.
+
+    Raises:
+        ConfigError: the kind is unknown.
     """
 
     name: str
     kind: str = "generated"
     config: GeneratorConfig = field(default_factory=GeneratorConfig)
     overrides: Mapping[str, GeneratorConfig] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_choice("kind", self.kind, KINDS)
 
     def make(self, build: Callable[[], nn.Module], layers: Sequence[str], seed: int) -> nn.Module:
         """Build an untrained network. What is not replaced starts equal in all variants of one seed.

@@ -7,26 +7,21 @@ stand, how fast they are trained, or what random numbers are mixed in; the rival
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import nn
 
-from adntn.compress import compress_
 from adntn.describe import generated_weights
-from adntn.experiments.controls import chosen_weights
-from adntn.experiments.models import DEFAULT_TARGETS, Builder, ImageShape, model_builder
+from adntn.experiments.models import ImageShape
+from adntn.experiments.reproduce.networks import Whole
 from adntn.experiments.reproduce.rows import Row
 from adntn.experiments.reproduce.settings import Settings
 from adntn.experiments.reproduce.sizing import sized, square_radix
-from adntn.experiments.rivals import narrow_dense
 from adntn.experiments.seeded import SeededConv2d
 from adntn.experiments.variants import Variant
 from adntn.initialize import default_std
-from adntn.targets import select
 from adntn.topology import GeneratorConfig
 
 __all__ = ["LEVERS", "SIZES", "Lever", "lever_rows"]
@@ -136,15 +131,9 @@ LEVERS: Mapping[str, Lever] = {
 
 def lever_rows(settings: Settings, image_shape: ImageShape, num_classes: int) -> list[Row]:
     """Return the rows: VGG-16 dense and with frozen convolutions, narrow dense networks, and every lever."""
-    network = "vgg16"
-    full = model_builder(network, image_shape, num_classes)
-    build = Builder(lambda width=1.0: full.narrower(width * settings.width), takes_width=True)
-    with torch.device("meta"):
-        model = build()
-    layers = tuple(select(model, DEFAULT_TARGETS[network]))
-    weights = {name: tuple(weight.shape) for name, weight in chosen_weights(model, layers).items()}
-    beside = sum(p.numel() for p in model.parameters()) - sum(map(math.prod, weights.values()))
-    row = functools.partial(Row, group=network, network=network, build=build, layers=layers)
+    network = Whole("vgg16", settings.width, image_shape, num_classes)
+    build, layers = network.build, network.layers
+    row = functools.partial(Row, group=network.name, network=network.name, build=build, layers=layers)
 
     def about(size: str | None, says: str, ours: bool) -> dict[str, Any]:
         return {"size": size, "says": says, "ours": ours}
@@ -155,18 +144,17 @@ def lever_rows(settings: Settings, image_shape: ImageShape, num_classes: int) ->
         how = settings.optimization(_RATE, _RATE)
         rows.append(row(variant=variant, make=make, optimization=how, about=about(None, says, False)))
     for size, numbers in SIZES.items():
-        whole = beside + numbers * len(layers)
         rows.append(
             row(
                 variant=f"narrow-dense-{size}",
-                make=functools.partial(_narrow, build, whole),
+                make=functools.partial(network.narrow, network.beside + numbers * len(layers)),
                 optimization=settings.optimization(_RATE, _RATE),
                 about=about(size, "a narrow dense network", False),
             )
         )
         for name, lever in LEVERS.items():
             if size in lever.sizes:
-                configs = _configs(lever, weights, numbers)
+                configs = _configs(lever, network.weights, numbers)
                 rows.append(
                     row(
                         variant=f"{name}-{size}",
@@ -189,20 +177,14 @@ def _configs(lever: Lever, weights: Mapping[str, tuple[int, ...]], numbers: int)
     return configs
 
 
-def _narrow(build: Builder, numbers: int, seed: int) -> nn.Module:
-    torch.manual_seed(seed)
-    return narrow_dense(build.narrower, numbers)
-
-
 def _generated(
     build: Callable[[], nn.Module], lever: Lever, configs: Mapping[str, GeneratorConfig], seed: int
 ) -> nn.Module:
-    torch.manual_seed(seed)
-    model = build()
-    if lever.seeding is not None:
-        _seed(model, lever.seeding, configs)
+    if lever.seeding is None:
+        model = Variant("", overrides=configs).make(build, list(configs), seed)
     else:
-        compress_(model, GeneratorConfig(), list(configs), overrides=dict(configs), progress=False)
+        model = Variant("", "dense").make(build, list(configs), seed)
+        _seed(model, lever.seeding, configs)
     if lever.start != 1.0:
         for weight in generated_weights(model).values():
             weight.std = lever.start * default_std(weight.shape)

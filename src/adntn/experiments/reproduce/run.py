@@ -14,11 +14,12 @@ from torch import nn
 from adntn.checkpoint import save
 from adntn.errors import ConfigError, NonFiniteError, TrainingStopped
 from adntn.experiments.data import ImageData
+from adntn.experiments.parts import all_to_learn_from
 from adntn.experiments.reproduce.counts import count_numbers, row_weights
 from adntn.experiments.reproduce.rows import Folder, Result, Row
 from adntn.initialize import stable_rank
 from adntn.nn import GeneratedWeight
-from adntn.training.data import Part, TrainingData
+from adntn.training.data import TrainingData
 from adntn.training.folder import describe_machine, write_json
 from adntn.training.loop import fit
 from adntn.training.stages.base import Event
@@ -106,7 +107,7 @@ def run_rows(
                     raise TrainingStopped(
                         f"the time was over before {row.name}, seed {seed}; {len(results)} of {len(todo)} are finished."
                     )
-                data = data or _training_data(images, device)
+                data = data or all_to_learn_from(images).to(device)
                 tell(Told(*at))
 
                 def moves(event: Event, at: tuple[str, int, int, int] = at) -> None:
@@ -123,19 +124,6 @@ def run_rows(
     if failures:
         raise NonFiniteError(" ".join(failures))
     return results
-
-
-def _training_data(images: ImageData, device: str) -> TrainingData:
-    """Return a data set's images, all on the device; the test images are what is looked at, and nothing is chosen."""
-    test = Part(images.test.images, images.test.labels)
-    return TrainingData(
-        Part(images.train.images, images.train.labels),
-        validation=test,
-        test=test,
-        num_classes=images.num_classes,
-        mean=torch.tensor(images.mean),
-        std=torch.tensor(images.std),
-    ).to(device)
 
 
 def _train(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -12,16 +11,13 @@ import torch
 from torch import nn
 
 from adntn.budget import fit_budget
-from adntn.compress import compress_
 from adntn.describe import generated_weights
-from adntn.experiments.controls import chosen_weights
-from adntn.experiments.models import DEFAULT_TARGETS, Builder, ImageShape, model_builder
+from adntn.experiments.models import Builder, ImageShape
+from adntn.experiments.reproduce.networks import Whole
 from adntn.experiments.reproduce.rows import Row
 from adntn.experiments.reproduce.settings import Settings
 from adntn.experiments.reproduce.sizing import sized, square_radix
-from adntn.experiments.rivals import narrow_dense
 from adntn.experiments.variants import Variant
-from adntn.targets import select
 from adntn.topology import Blueprint, GeneratorConfig
 
 __all__ = ["BUDGETS", "NETWORKS", "OURS", "RIVALS", "Spread", "whole_rows"]
@@ -33,8 +29,8 @@ BUDGETS = (5_500, 10_000, 20_000, 50_000, 100_000)
 
 NETWORKS = ("vgg16", "resnet20")
 
-# Peak learning rates of dense weights and of root and cores. Every convolution has a batch norm behind it. The random
-# subspace has what is best for it, and so have ours (adntn reproduce levers).
+# Peak learning rates of dense weights and of root and cores. Every convolution has a batch norm behind it. Trees do
+# worse at a third and at three times of it, the random subspace better at three times (adntn reproduce levers).
 _RATE = 1e-2
 _CORE_RATES = {"subspace": 3e-2}
 
@@ -100,44 +96,37 @@ def whole_rows(settings: Settings, image_shape: ImageShape, num_classes: int) ->
     A budget that a rival cannot meet, as low rank has no less than rank one, has no row of it.
     """
     rows: list[Row] = []
-    for network in NETWORKS:
-        full = model_builder(network, image_shape, num_classes)
-        build = Builder(lambda width=1.0, full=full: full.narrower(width * settings.width), takes_width=True)
-        with torch.device("meta"):
-            model = build()
-        layers = tuple(select(model, DEFAULT_TARGETS[network]))
-        weights = {name: tuple(weight.shape) for name, weight in chosen_weights(model, layers).items()}
-        dense = sum(p.numel() for p in model.parameters())
-        beside = dense - sum(map(math.prod, weights.values()))
+    for name in NETWORKS:
+        network = Whole(name, settings.width, image_shape, num_classes)
         makers: list[tuple[str, int | None, Make]] = [
-            (kind, None, functools.partial(Variant(kind, kind).make, build, layers))
+            (kind, None, functools.partial(Variant(kind, kind).make, network.build, network.layers))
             for kind in ("dense", "frozen-dense")
         ]
         for budget in BUDGETS:
-            if beside < budget < dense:
-                made = _networks(build, weights, budget, budget - beside)
-                makers += [(name, budget, make) for name, make in made.items()]
+            if network.beside < budget < network.dense:
+                makers += [(rival, budget, make) for rival, make in _networks(network, budget).items()]
         rows += [
             Row(
-                group=network,
-                variant=name if budget is None else f"{name}-{budget}",
-                network=network,
-                build=build,
+                group=name,
+                variant=rival if budget is None else f"{rival}-{budget}",
+                network=name,
+                build=network.build,
                 make=make,
-                layers=layers,
-                optimization=settings.optimization(_RATE, _CORE_RATES.get(name, _RATE)),
-                about={"rival": name, "budget": budget, "ours": name in OURS},
+                layers=network.layers,
+                optimization=settings.optimization(_RATE, _CORE_RATES.get(rival, _RATE)),
+                about={"rival": rival, "budget": budget, "ours": rival in OURS},
             )
-            for name, budget, make in makers
+            for rival, budget, make in makers
         ]
     return rows
 
 
-def _networks(build: Builder, weights: Mapping[str, tuple[int, ...]], budget: int, numbers: int) -> dict[str, Make]:
-    """Return what makes each network that is possible within a budget, of which the weights have so many numbers."""
-    layers = list(weights)
+def _networks(network: Whole, budget: int) -> dict[str, Make]:
+    """Return what makes each network that is possible within a budget."""
+    build, layers, weights = network.build, network.layers, network.weights
+    numbers = budget - network.beside
     made: dict[str, Make] = {
-        "narrow-dense": functools.partial(_narrow, build, budget),
+        "narrow-dense": functools.partial(network.narrow, budget),
         "subspace": functools.partial(_subspace, build, layers, numbers),
     }
     for topology in RIVALS:
@@ -153,11 +142,6 @@ def _networks(build: Builder, weights: Mapping[str, tuple[int, ...]], budget: in
 
 def _count(weights: Mapping[str, tuple[int, ...]], configs: Mapping[str, GeneratorConfig]) -> int:
     return sum(Blueprint(shape, configs[name]).num_parameters for name, shape in weights.items())
-
-
-def _narrow(build: Builder, budget: int, seed: int) -> nn.Module:
-    torch.manual_seed(seed)
-    return narrow_dense(build.narrower, budget)
 
 
 def _planned(build: Builder, layers: Sequence[str], budget: int, least: GeneratorConfig, seed: int) -> nn.Module:
@@ -178,9 +162,8 @@ def _planned(build: Builder, layers: Sequence[str], budget: int, least: Generato
 
 def _subspace(build: Builder, layers: Sequence[str], count: int, seed: int) -> nn.Module:
     """Build a network whose weights all lie in one random subspace: every one is made of the same trained numbers."""
-    torch.manual_seed(seed)
-    model = build()
-    compress_(model, GeneratorConfig(topology="subspace", subspace_dim=count), list(layers), progress=False)
+    subspace = GeneratorConfig(topology="subspace", subspace_dim=count)
+    model = Variant("subspace", config=subspace).make(build, layers, seed)
     first, *others = generated_weights(model).values()
     for each in others:
         each.coordinates = first.coordinates

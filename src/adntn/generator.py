@@ -12,7 +12,16 @@ from torch import Tensor, nn
 
 from adntn.adjoint import function as adjoint_function
 from adntn.adjoint.reverse import Made, Reverse, full_precision
-from adntn.contraction import Contraction, Factors, Forest, Side, entries, rows, rows_from_factors
+from adntn.contraction import (
+    Contraction,
+    Factors,
+    Forest,
+    KroneckerPlan,
+    Side,
+    entries,
+    rows,
+    rows_from_factors,
+)
 from adntn.cores import CoreModule
 from adntn.errors import ConfigError, check_choice
 from adntn.indices import Index, entry_index, row_index
@@ -249,6 +258,19 @@ class GeneratorModule(CoreModule):
         is_tree = isinstance(self._network, Contraction) and self._backward != "adjoint"
         return cast(Contraction, self._network).sides if is_tree else None
 
+    def kronecker_matrices(self, *, merged: bool) -> tuple[Tensor, ...]:
+        """Return the matrices of the sum of Kronecker products; see :class:`adntn.contraction.KroneckerPlan`."""
+        assert isinstance(self._network, Contraction)
+        with full_precision(self.device):
+            parameters, hidden = self._parameters_by_name(), self._hidden(self._network)
+            made = self._network.kronecker_matrices(parameters, hidden, merged=merged)
+        return tuple(tensor.to(self.dtype) for tensor in made)
+
+    @property
+    def kronecker(self) -> KroneckerPlan | None:
+        """The weight as a sum of Kronecker products, where it has no factors and is one."""
+        return self._network.kronecker if isinstance(self._network, Contraction) else None
+
     @property
     def ranks(self) -> tuple[int, int] | None:
         """The sizes r and r' of the factors, or None where the order has no split."""
@@ -256,8 +278,8 @@ class GeneratorModule(CoreModule):
 
     @property
     def split_obstacle(self) -> str | None:
-        """Why there are no factors, or None where there are."""
-        if self._network.ranks is not None:
+        """Why there are neither factors nor a sum of Kronecker products to run through; None where there are."""
+        if self._network.ranks is not None or self.kronecker is not None:
             return None
         c = self.config
         if c.topology in ("subspace", "frozen"):

@@ -176,11 +176,14 @@ def refuse(
     """Raise what stands in the way, before anything is changed."""
     if exact:
         _insist(embedding if isinstance(embedding, str) else embedding.doubt)
-    if any(getattr(user, "execution", None) == "factored" for user in users) and network(blueprint).ranks is None:
-        raise ConfigError(
-            f"execution='factored' was asked for, and order={blueprint.config.order!r} has no split into factors; "
-            "set execution='auto' first."
-        )
+    if any(getattr(user, "execution", None) == "factored" for user in users):
+        made = network(blueprint)
+        # What runs through a sum of Kronecker products goes on so if it still is one.
+        if made.ranks is None and (module.ranks is not None or getattr(made, "kronecker", None) is None):
+            raise ConfigError(
+                f"execution='factored' was asked for, and order={blueprint.config.order!r} has no split into factors; "
+                "set execution='auto' first."
+            )
     parameters = dict(module.generator_parameters())
     if any(hasattr(parameter, "device_mesh") for parameter in parameters.values()):
         raise CompressionError("FSDP has sharded this generator's parameters; grow first, then shard.")

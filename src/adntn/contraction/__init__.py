@@ -8,6 +8,7 @@ states of a layer that runs.
 from __future__ import annotations
 
 from adntn.contraction.forest import Forest
+from adntn.contraction.kronecker import KroneckerPlan
 from adntn.contraction.on_demand import entries, read_at, rows, rows_from_factors
 from adntn.contraction.plan import Readout, Split, plan_level, plan_readout, plan_split
 from adntn.contraction.readout import apply
@@ -23,6 +24,7 @@ __all__ = [
     "Cores",
     "Factors",
     "Forest",
+    "KroneckerPlan",
     "Plan",
     "Readout",
     "Segment",

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adntn.contraction.forest import Forest
+from adntn.contraction.kronecker import plan_kronecker
 from adntn.contraction.plan import plan_level, plan_readout, plan_split, plan_walk
 from adntn.contraction.readout import apply, finished, run, summed, unfinished, write
 from adntn.contraction.segments import Cores, act_at, cropped, digits, segment_matrices, segment_matrix, table
@@ -72,6 +73,7 @@ class Contraction:
         self.walk = Walk(plan_walk(last, blueprint.tensorization))
         self.split = plan_split(last, blueprint.tensorization)
         self.sides = self._sides()
+        self.kronecker = plan_kronecker(last, blueprint.tensorization) if self.split is None else None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Contraction:
         return type(self)(self.blueprint)  # plans are cached
@@ -106,6 +108,12 @@ class Contraction:
         cores = self.cores(parameters, self.blueprint.levels[-1])
         outer, inner = (side.matrices(cores, hidden) for side in self.sides)
         return (*outer, self.centres(cores, hidden).flatten(0, 1), *inner)
+
+    def kronecker_matrices(self, parameters: Cores, hidden: Tensor, *, merged: bool) -> tuple[Tensor, ...]:
+        """Return the matrices of the sum of Kronecker products; see :meth:`KroneckerPlan.matrices`."""
+        assert self.kronecker is not None
+        cores = self.cores(parameters, self.blueprint.levels[-1])
+        return self.kronecker.matrices(cores, hidden, self.blueprint.config.groups, merged=merged)
 
     def cores(self, parameters: Cores, level: Level) -> Cores:
         """Return the level's stacks, each ``(trees, count, rows, columns)``, gates on disentanglers applied.

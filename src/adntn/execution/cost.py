@@ -21,6 +21,10 @@ __all__ = ["applying_seconds", "making_seconds"]
 # A backward pass does each product twice, once for each of its two inputs.
 _WITH_BACKWARD = 3
 
+# A convolution of every channel by itself puts channels side by side, as many as a vector has, and back at the end.
+_SIDE_BY_SIDE = 16
+_CHANNELWISE_CALLS = 4
+
 
 def applying_seconds(count: Count, profile: Profile, dtype: torch.dtype, *, training: bool) -> float:
     """Return the seconds of a layer's own operations, without the making of factors or weight.
@@ -56,7 +60,8 @@ def _call(op: Op, profile: Profile) -> float:
         case "product":
             return profile.product + (op.sizes[0] - 1) * profile.item
         case _:
-            return profile.convolution if op.images < IMAGES else profile.convolutions
+            call = profile.convolution if op.images < IMAGES else profile.convolutions
+            return _CHANNELWISE_CALLS * call if _is_channelwise(op) else call
 
 
 def _work(op: Op, profile: Profile, dtype: torch.dtype) -> float:
@@ -76,7 +81,13 @@ def _speed(op: Op, profile: Profile, dtype: torch.dtype) -> float:
         small, middle, large = sorted((m, k, n))
         return share * _rate2(rates.tall if m == large else rates.wide, (SIDES, SIDES), (small, middle))
     table = rates.kernel if op.kind == "kernel" else rates.pointwise
-    return share * _rate2(table, (CHANNELS, POSITIONS), (min(k, n), m))
+    channels = min(op.sizes[0], _SIDE_BY_SIDE) if _is_channelwise(op) else min(k, n)
+    return share * _rate2(table, (CHANNELS, POSITIONS), (channels, m))
+
+
+def _is_channelwise(op: Op) -> bool:
+    groups, _, k, n = op.sizes
+    return op.kind == "kernel" and groups > 1 and k == n == 1
 
 
 def _rate2(table: Table, grids: tuple[tuple[int, ...], tuple[int, ...]], at: tuple[int, int]) -> float:

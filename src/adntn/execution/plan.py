@@ -112,6 +112,9 @@ def multiply_adds(generator: GeneratorModule, *, groups: int = 1, stride: int = 
         outer, inner = generator.ranks
         blocks = math.lcm(groups, generator.factored_groups)
         factored = blocks * inner * (stride * columns + outer * math.prod(kernel)) + rows * outer
+    elif generator.kronecker is not None and groups == 1:
+        blocks = generator.factored_groups
+        factored = blocks * generator.config.terms * generator.kronecker.multiply_adds(rows // blocks, stride)
     return Work(dense, factored)
 
 

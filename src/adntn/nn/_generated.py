@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from adntn.contraction import KroneckerPlan
 from adntn.cores import CoreModule
 from adntn.errors import CompressionError, ConfigError, ShapeError
 from adntn.execution.cache import keep
 from adntn.execution.factored import Factors
+from adntn.execution.kronecker import Kronecker, merges
 from adntn.execution.staged import FEW, SMALL, Staged
 from adntn.generator import Generator, GeneratorModule
 from adntn.memory import check_out
@@ -94,15 +97,31 @@ class GeneratedWeight(Planned):
         """The sizes r and r' of the factors, or None where order or rows have no split."""
         return None if self._cuts_groups() else super().ranks
 
+    #: Whether it can run through a sum of Kronecker products.
+    takes_kronecker: bool = False
+
+    @property
+    def kronecker(self) -> KroneckerPlan | None:
+        """The weight as a sum of Kronecker products, where it runs as one."""
+        runs = self.takes_kronecker and not self._zero_rows and not self._cuts_groups()
+        return super().kronecker if runs else None
+
     def _cuts_groups(self) -> bool:
         size = self.blueprint.shape[0] // self.config.groups
         return self.rows is not None and self.factored_groups > 1 and any(row % size for row in self.rows)
 
     @property
     def split_obstacle(self) -> str | None:
-        """Why there are no factors, or None where there are."""
-        why = super().split_obstacle
-        if why is not None or self.rows is None or not self._cuts_groups():
+        """Why there are neither factors nor a sum of Kronecker products to run through; None where there are."""
+        why, is_sum = super().split_obstacle, super().kronecker is not None
+        if why is not None and is_sum and not self.takes_kronecker:
+            return (
+                f"{why}, and sums of Kronecker products, which it is, are run by linear layers and by convolutions "
+                "without groups"
+            )
+        if why is not None and is_sum and self._zero_rows:
+            return f"{why}, and some rows of its sum of Kronecker products are zero"
+        if self.rows is None or not self._cuts_groups() or (why is not None and not is_sum):
             return why
         (start, stop), size = self.rows, self.blueprint.shape[0] // self.config.groups
         return f"its rows {start} to {stop} cut through the generator's groups of {size}, which have factors each"
@@ -160,6 +179,16 @@ class GeneratedWeight(Planned):
             return None
         whole = Staged(outer, inner, self._keep("staged", self.staged))
         return whole if self.rows is None else whole.rows(*self.rows)
+
+    def _kronecker(self) -> Kronecker | None:
+        """Return the weight as a sum of Kronecker products to run through; None where it is none."""
+        plan = self.kronecker
+        if plan is None:
+            return None
+        device = self._stands_for or self.device
+        make = functools.partial(self.kronecker_matrices, merged=merges(device, self.dtype))
+        shape, rows = self.blueprint.shape, self.rows or (0, self.blueprint.shape[0])
+        return Kronecker(plan, self._keep("kronecker", make), shape[2:], rows, device.type in ("cpu", "meta"))
 
     def _keep(self, name: str, make: Callable[[], Value]) -> Value:
         # All that a layer keeps goes this way, so that a rehearsal sees what is made and what is applied.
@@ -388,6 +417,7 @@ class GeneratedLayer(GeneratedWeight, StandIn):
                 object.__setattr__(twin, name, value)
         generator = Generator(self.blueprint.shape, self.config, device="meta", dtype=self.dtype)
         generator._backward = self._backward
+        twin._stands_for = self.device
         twin._take((generator, self.rows))
         twin._zero_rows = list(self._zero_rows)
         if "bias" in self._parameters:

@@ -29,6 +29,8 @@ class Planned(GeneratorModule):
     _execution: str = ""
     _way: Way
     _given: bool = False
+    #: The device of the layer whose operations are counted on the meta device by this one.
+    _stands_for: torch.device | None = None
 
     @property
     def execution(self) -> str:
@@ -55,7 +57,9 @@ class Planned(GeneratorModule):
 
     def _find_choices(self) -> Choices | None:
         key = (type(self), self.blueprint, self.rows, self._backward, self.dtype, getattr(self, "bias", None) is None)
-        return machine_choices((*key, *self._options()), self._on_meta, profile_for(self.device), self.dtype)
+        return machine_choices(
+            (*key, self.device.type, *self._options()), self._on_meta, profile_for(self.device), self.dtype
+        )
 
     def _options(self) -> tuple[Hashable, ...]:
         """Return what else decides on the operations of a call."""

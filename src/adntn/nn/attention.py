@@ -41,7 +41,7 @@ class _Projection(Linear):
         """Return ``x W[start:stop]^T + bias[start:stop]`` for each (x, start, stop)."""
         biases = [None if bias is None else bias[start:stop] for _, start, stop in pieces]
         if self._runs_factored(pieces[-1][0]):  # keys and values are most of the rows
-            staged = self._staged(min(self._positions(x) for x, _, _ in pieces))
+            staged = self._kronecker() or self._staged(min(self._positions(x) for x, _, _ in pieces))
             stages = [None if staged is None else staged.rows(start, stop) for _, start, stop in pieces]
             if None not in stages:
                 return [
@@ -49,8 +49,8 @@ class _Projection(Linear):
                     for (x, _, _), part, b in zip(pieces, stages, biases, strict=True)
                     if part is not None
                 ]
-            whole = self._factors()
-            parts = [rows_of(whole, start, stop) for _, start, stop in pieces]
+            whole = self._factors() if self.ranks is not None else None
+            parts = [None if whole is None else rows_of(whole, start, stop) for _, start, stop in pieces]
             if None not in parts:
                 return [
                     factored.linear(x, part, b)

@@ -75,6 +75,11 @@ class ConvolutionLayer(GeneratedLayer, _ConvNd):  # type: ignore[override, misc]
 class _Conv(ConvolutionLayer):
     """The convolution in any number of dimensions."""
 
+    @property
+    def takes_kronecker(self) -> bool:  # type: ignore[override]
+        """Whether it can run through a sum of Kronecker products."""
+        return self.groups == 1
+
     def __init__(
         self,
         in_channels: int,
@@ -127,7 +132,7 @@ class _Conv(ConvolutionLayer):
         if self.padding_mode != "zeros":
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = (0,) * len(self.kernel_size)
-        staged = self._staged_map(input)
+        staged = self._kronecker() or self._staged_map(input)
         if staged is not None:
             return staged.conv(input, self.bias, self.stride, padding, self.dilation)
         return factored.conv(input, self._factors(), self.bias, self.stride, padding, self.dilation, self.groups)

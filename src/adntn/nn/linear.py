@@ -42,6 +42,7 @@ class Linear(GeneratedLayer, nn.Linear):  # type: ignore[override, misc]  # the 
     reuse: str = "off"
 
     dense_type = nn.Linear
+    takes_kronecker = True
     other_types = (NonDynamicallyQuantizableLinear,)  # what an attention has as its out_proj
 
     def __init__(
@@ -62,7 +63,7 @@ class Linear(GeneratedLayer, nn.Linear):  # type: ignore[override, misc]  # the 
 
     def forward(self, input: Tensor) -> Tensor:  # shape: (*batch, in_features) -> (*batch, out_features)
         if self._runs_factored(input):
-            staged = self._staged(self._positions(input))
+            staged = self._kronecker() or self._staged(self._positions(input))
             if staged is not None:
                 return staged.linear(input, self.bias, self.reuse)
             return factored.linear(input, self._factors(), self.bias, self.reuse)

@@ -62,6 +62,10 @@ class LayerCase:
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
+#: One number between the levels; then the weight is a sum of Kronecker products.
+KRONECKER: Options = {"order": "paired", "bond_dim": 1}
+
+
 def _linear(in_features: int, out_features: int, *, bias: bool = True, **options: Any) -> Callable[..., nn.Module]:
     return partial(Linear, in_features, out_features, bias, GeneratorConfig(**{**PLAIN, **options}))
 
@@ -126,6 +130,20 @@ LAYERS: dict[str, LayerCase] = {
     "linear, rows of a shared generator": LayerCase(_rows(77, 141, 192, 64, topology="mera"), (3, 64), way="dense"),
     "linear, two of three groups": LayerCase(_rows(64, 192, 192, 128, groups=3, topology="attn"), (3, 128)),
     "linear, rows across groups": LayerCase(_rows(40, 128, 192, 64, groups=3), (3, 64), way="dense", splits=False),
+    "linear, Kronecker": LayerCase(_linear(81, 70, **KRONECKER, radix=9, terms=2), (3, 81)),
+    "linear, Kronecker of many digits, 2 groups, no bias": LayerCase(
+        _linear(50, 128, bias=False, **KRONECKER, groups=2, initialization="conformal"), (3, 50)
+    ),
+    "linear, Kronecker, trailing digits first": LayerCase(
+        _linear(256, 40, **KRONECKER, radix=16, activation="prelu", latent_order=1), (3, 256)
+    ),
+    "linear, Kronecker, 2 terms, gate": LayerCase(
+        _linear(64, 96, **KRONECKER, radix=10, terms=2, gate=True, latent_order=1), (3, 64)
+    ),
+    "linear, Kronecker, rows": LayerCase(_rows(13, 77, 100, 64, **KRONECKER, radix=10), (3, 64)),
+    "linear, Kronecker, two of three groups": LayerCase(
+        _rows(64, 192, 192, 64, groups=3, **KRONECKER, radix=8), (3, 64)
+    ),
     "linear, rational, 2 groups": LayerCase(
         _linear(64, 64, activation="rational", groups=2, latent_order=2, initialization="isometric"), (3, 64)
     ),
@@ -147,6 +165,29 @@ LAYERS: dict[str, LayerCase] = {
     "linear, too small to factor": LayerCase(_linear(8, 8), (3, 8), way="dense"),
     "conv": LayerCase(_conv(32, 32), (2, 32, 5, 6)),
     "conv, no bias, mera": LayerCase(_conv(32, 40, bias=False, config={"topology": "mera"}), (2, 32, 5, 6)),
+    "conv, Kronecker": LayerCase(
+        _conv(25, 36, padding=1, config={**KRONECKER, "radix": 6, "kernel_radix": 3, "terms": 2}), (2, 25, 5, 6)
+    ),
+    "conv, Kronecker, stride, dilation, padded": LayerCase(
+        _conv(60, 50, stride=(2, 1), padding="valid", dilation=(1, 2), config={**KRONECKER, "radix": 8}),
+        (2, 60, 5, 7),
+    ),
+    "conv, Kronecker, circular, trailing digits first": LayerCase(
+        _conv(81, 20, padding=1, padding_mode="circular", bias=False, config={**KRONECKER, "radix": 9}), (2, 81, 4, 4)
+    ),
+    "conv, Kronecker, 2 groups of the generator": LayerCase(
+        _conv(49, 40, padding="same", config={**KRONECKER, "radix": 7, "groups": 2, "kernel_radix": 3}), (2, 49, 4, 4)
+    ),
+    "conv, Kronecker, 1x1": LayerCase(
+        _conv(64, 64, 1, stride=2, padding=1, config={**KRONECKER, "radix": 8, "terms": 2}), (2, 64, 4, 3)
+    ),
+    "conv1d, Kronecker with the kernel": LayerCase(
+        _conv1d(49, 40, padding=1, config={**KRONECKER, "radix": 7, "kernel_radix": 3}), (2, 49, 6)
+    ),
+    "conv3d, Kronecker": LayerCase(
+        _conv3d(16, 16, (3, 1, 3), padding=(1, 0, 1), config={**KRONECKER, "radix": 4, "kernel_radix": 3}),
+        (2, 16, 3, 2, 3),
+    ),
     "conv, 1x1": LayerCase(_conv(64, 64, 1), (2, 64, 3, 2)),
     "conv, uneven kernel and stride": LayerCase(_conv(32, 32, (3, 2), stride=(2, 1), padding=(1, 0)), (2, 32, 6, 5)),
     "conv, dilated": LayerCase(_conv(32, 32, padding=2, dilation=2), (2, 32, 6, 5)),
@@ -268,6 +309,8 @@ def some_layers(*names: str) -> pytest.MarkDecorator:
 
 one_of_each = some_layers(
     "linear, 3 groups",
+    "linear, Kronecker, 2 terms, gate",
+    "conv, Kronecker",
     "conv, 4 groups, generator of 2",
     "conv1d, reflect, no bias",
     "conv3d",

@@ -269,6 +269,9 @@ class GeneratorModule(CoreModule):
     @property
     def kronecker(self) -> KroneckerPlan | None:
         """The weight as a sum of Kronecker products, where it has no factors and is one."""
+        return self._sum()
+
+    def _sum(self) -> KroneckerPlan | None:  # no property, since torch.compile takes one by super() for something else
         return self._network.kronecker if isinstance(self._network, Contraction) else None
 
     @property

@@ -71,6 +71,9 @@ def test_a_layer_is_one_graph(name: str, way: str) -> None:
     "linear, lowrank, 2 groups",
     "conv, brickwall",
     "conv, subspace, 4 groups",
+    "linear, Kronecker, rows",
+    "conv, Kronecker, 2 groups of the generator",
+    "conv1d, Kronecker with the kernel",
 )
 def test_every_kind_of_layer_is_one_graph(layer: LayerCase) -> None:
     check_compiled(layer, layer.way, backend="aot_eager")
@@ -85,6 +88,7 @@ def test_every_kind_of_layer_is_one_graph(layer: LayerCase) -> None:
     "conv, reflect",
     "transposed 1d",
     "embedding, radix 3",
+    "conv, Kronecker",
 )
 def test_a_layer_compiles_to_machine_code(layer: LayerCase, way: str) -> None:
     check_compiled(layer, way, backend="inductor")

@@ -104,7 +104,7 @@ class GeneratedWeight(Planned):
     def kronecker(self) -> KroneckerPlan | None:
         """The weight as a sum of Kronecker products, where it runs as one."""
         runs = self.takes_kronecker and not self._zero_rows and not self._cuts_groups()
-        return super().kronecker if runs else None
+        return self._sum() if runs else None
 
     def _cuts_groups(self) -> bool:
         size = self.blueprint.shape[0] // self.config.groups
@@ -113,18 +113,15 @@ class GeneratedWeight(Planned):
     @property
     def split_obstacle(self) -> str | None:
         """Why there are neither factors nor a sum of Kronecker products to run through; None where there are."""
-        why, is_sum = super().split_obstacle, super().kronecker is not None
-        if why is not None and is_sum and not self.takes_kronecker:
-            return (
-                f"{why}, and sums of Kronecker products, which it is, are run by linear layers and by convolutions "
-                "without groups"
-            )
-        if why is not None and is_sum and self._zero_rows:
-            return f"{why}, and some rows of its sum of Kronecker products are zero"
-        if self.rows is None or not self._cuts_groups() or (why is not None and not is_sum):
+        why = super().split_obstacle
+        if self.rows is not None and self._cuts_groups() and (why is None or self._sum() is not None):
+            (start, stop), size = self.rows, self.blueprint.shape[0] // self.config.groups
+            return f"its rows {start} to {stop} cut through the generator's groups of {size}, which have factors each"
+        if why is None or self._sum() is None:
             return why
-        (start, stop), size = self.rows, self.blueprint.shape[0] // self.config.groups
-        return f"its rows {start} to {stop} cut through the generator's groups of {size}, which have factors each"
+        if self.takes_kronecker:
+            return f"{why}, and some rows of its sum of Kronecker products are zero"
+        return f"{why}, and its sum of Kronecker products is one for linear layers and convolutions without groups"
 
     @property
     def factored_groups(self) -> int:

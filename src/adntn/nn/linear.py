@@ -66,7 +66,8 @@ class Linear(GeneratedLayer, nn.Linear):  # type: ignore[override, misc]  # the 
             staged = self._kronecker() or self._staged(self._positions(input))
             if staged is not None:
                 return staged.linear(input, self.bias, self.reuse)
-            return factored.linear(input, self._factors(), self.bias, self.reuse)
+            if self.ranks is not None:  # a sum of Kronecker products has none, should an embedding have zeroed its rows
+                return factored.linear(input, self._factors(), self.bias, self.reuse)
         if self._execution == "auto" and self.split_obstacle is not None:
             return self._without_split(input)
         return F.linear(input, self.weight, self.bias)

@@ -33,7 +33,7 @@ ROOT = DOCS.parent
 REUSE = ROOT / "benchmarks" / "results" / "reuse.json"
 sys.path[:0] = [] if str(ROOT) in sys.path else [str(ROOT)]  # for benchmarks, which is not installed
 
-from benchmarks import growth, tangents  # noqa: E402
+from benchmarks import growth, kronecker, tangents  # noqa: E402
 from benchmarks.speed import tables as speed  # noqa: E402
 from benchmarks.speed.results import Results  # noqa: E402
 
@@ -237,6 +237,8 @@ TABLES["fashion-controls"] = lambda: markdown_table(controls_table(run_report())
 TABLES["fashion-growth"] = lambda: markdown_table(details_table(run_report().details["grow"]))
 TABLES["growth"] = growth.table
 TABLES["tangents"] = tangents.table
+if kronecker.RESULTS.is_file():  # as above
+    TABLES["kronecker"] = kronecker.table
 TABLES["speed-machine"] = lambda: speed.machine_table(measured().sessions)
 
 

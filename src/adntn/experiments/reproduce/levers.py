@@ -18,7 +18,7 @@ from adntn.experiments.models import ImageShape
 from adntn.experiments.reproduce.networks import Whole
 from adntn.experiments.reproduce.rows import Row
 from adntn.experiments.reproduce.settings import Settings
-from adntn.experiments.reproduce.sizing import sized, square_radix
+from adntn.experiments.reproduce.sizing import kronecker, sized
 from adntn.experiments.seeded import SeededConv2d
 from adntn.experiments.variants import Variant
 from adntn.initialize import default_std
@@ -42,7 +42,7 @@ class Lever:
         sizes: in which it is tried.
         grows: what makes the generators larger, as in :func:`~adntn.experiments.reproduce.sizing.sized`; None where
             the options say the size.
-        square: whether they are Kronecker products, see :func:`~adntn.experiments.reproduce.sizing.square_radix`.
+        digits: of Kronecker products, see :func:`~adntn.experiments.reproduce.sizing.kronecker`; None for others.
         core_lr: peak learning rate of root and cores.
         start: share of the usual deviation that the weights start with.
         seeding: what random is mixed in, see :class:`~adntn.experiments.seeded.SeededConv2d`.
@@ -54,7 +54,7 @@ class Lever:
     options: Mapping[str, Any] = field(default_factory=dict)
     sizes: tuple[str, ...] = ("large",)
     grows: str | None = "groups"
-    square: bool = False
+    digits: int | None = None
     core_lr: float = _RATE
     start: float = 1.0
     seeding: str | None = None
@@ -64,13 +64,14 @@ class Lever:
     def config(self, shape: tuple[int, ...], numbers: int) -> GeneratorConfig:
         """Return the config of a weight of about so many numbers."""
         config = GeneratorConfig(**{"order": "paired"} | dict(self.options))
-        if self.square:
-            config = square_radix(config, shape)
+        if self.digits is not None:
+            config = kronecker(config, shape, self.digits)
         return config if self.grows is None else sized(config, shape, numbers, self.grows)
 
 
 _BOTH = ("small", "large")
 _CONFORMAL = {"initialization": "conformal"}
+_KRONECKER = {"kernel_radix": 3, **_CONFORMAL}
 _SUBSPACE = {"topology": "subspace"}
 
 #: By name. What is not said is as in the first: a ttn, paired, isometric cores, sin(3z), groups.
@@ -99,18 +100,23 @@ LEVERS: Mapping[str, Lever] = {
     "kernel-3": Lever("kernel modes of size 3", {"kernel_radix": 3}),
     "kronecker": Lever(
         "sums of Kronecker products: two digits a side, bond 1",
-        {"kernel_radix": 3, **_CONFORMAL},
+        _KRONECKER,
         sizes=_BOTH,
         grows="terms",
-        square=True,
+        digits=2,
     ),
     "kronecker-start-100th": Lever(
         "Kronecker products that start at a hundredth",
-        {"kernel_radix": 3, **_CONFORMAL},
+        _KRONECKER,
         grows="terms",
-        square=True,
+        digits=2,
         start=0.01,
     ),
+    "kronecker-fast": Lever("Kronecker products at 3e-2", _KRONECKER, grows="terms", digits=2, core_lr=3e-2),
+    "kronecker-3": Lever(
+        "three digits a side, more of them, at 3e-2", _KRONECKER, _BOTH, grows="terms", digits=3, core_lr=3e-2
+    ),
+    "kronecker-4": Lever("four digits a side, at 3e-2", _KRONECKER, grows="terms", digits=4, core_lr=3e-2),
     "early": Lever("sums; three quarters of the numbers in the first half", grows="terms", early=0.75),
     "late": Lever("sums; three quarters of the numbers in the second half", grows="terms", early=0.25),
     # learning rates
@@ -125,6 +131,9 @@ LEVERS: Mapping[str, Lever] = {
     "subspace": Lever("a random subspace for each weight", _SUBSPACE, _BOTH, "dimension", ours=False),
     "subspace-fast": Lever(
         "a random subspace for each weight, trained at 3e-2", _SUBSPACE, _BOTH, "dimension", core_lr=3e-2, ours=False
+    ),
+    "subspace-faster": Lever(
+        "a random subspace for each weight, trained at 1e-1", _SUBSPACE, grows="dimension", core_lr=1e-1, ours=False
     ),
 }
 

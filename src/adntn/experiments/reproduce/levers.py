@@ -7,7 +7,7 @@ stand, how fast they are trained, or what random numbers are mixed in; the rival
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,6 @@ from adntn.experiments.reproduce.networks import Whole
 from adntn.experiments.reproduce.rows import Row
 from adntn.experiments.reproduce.settings import Settings
 from adntn.experiments.reproduce.sizing import kronecker, sized
-from adntn.experiments.seeded import SeededConv2d
 from adntn.experiments.variants import Variant
 from adntn.initialize import default_std
 from adntn.topology import GeneratorConfig
@@ -116,6 +115,14 @@ LEVERS: Mapping[str, Lever] = {
     "kronecker-3": Lever(
         "three digits a side, more of them, at 3e-2", _KRONECKER, _BOTH, grows="terms", digits=3, core_lr=3e-2
     ),
+    "kronecker-3-shuffled": Lever(
+        "the same, each product with channels in an order of its own",
+        _KRONECKER,
+        grows="terms",
+        digits=3,
+        core_lr=3e-2,
+        seeding="shuffle",
+    ),
     "kronecker-4": Lever("four digits a side, at 3e-2", _KRONECKER, grows="terms", digits=4, core_lr=3e-2),
     "early": Lever("sums; three quarters of the numbers in the first half", grows="terms", early=0.75),
     "late": Lever("sums; three quarters of the numbers in the second half", grows="terms", early=0.25),
@@ -167,7 +174,7 @@ def lever_rows(settings: Settings, image_shape: ImageShape, num_classes: int) ->
                 rows.append(
                     row(
                         variant=f"{name}-{size}",
-                        make=functools.partial(_generated, build, lever, configs),
+                        make=functools.partial(_generated, network, lever, configs),
                         optimization=settings.optimization(_RATE, lever.core_lr),
                         about=about(size, lever.says, lever.ours),
                     )
@@ -186,24 +193,13 @@ def _configs(lever: Lever, weights: Mapping[str, tuple[int, ...]], numbers: int)
     return configs
 
 
-def _generated(
-    build: Callable[[], nn.Module], lever: Lever, configs: Mapping[str, GeneratorConfig], seed: int
-) -> nn.Module:
-    if lever.seeding is None:
-        model = Variant("", overrides=configs).make(build, list(configs), seed)
+def _generated(network: Whole, lever: Lever, configs: Mapping[str, GeneratorConfig], seed: int) -> nn.Module:
+    if lever.seeding is not None:
+        model = network.seeded(configs, lever.seeding, seed)
     else:
-        model = Variant("", "dense").make(build, list(configs), seed)
-        _seed(model, lever.seeding, configs)
+        model = Variant("", overrides=configs).make(network.build, list(configs), seed)
     if lever.start != 1.0:
         for weight in generated_weights(model).values():
             weight.std = lever.start * default_std(weight.shape)
             weight.draw_()
     return model
-
-
-def _seed(model: nn.Module, seeding: str, configs: Mapping[str, GeneratorConfig]) -> None:
-    for name, config in configs.items():
-        dense = model.get_submodule(name)
-        assert isinstance(dense, nn.Conv2d)
-        parent, _, attribute = name.rpartition(".")
-        setattr(model.get_submodule(parent), attribute, SeededConv2d.made_of(dense, config, seeding))

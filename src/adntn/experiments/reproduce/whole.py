@@ -33,7 +33,9 @@ NETWORKS = ("vgg16", "resnet20")
 # worse at a third and at three times of it, random subspaces and Kronecker products better at three times (adntn
 # reproduce levers).
 _RATE = 1e-2
-_CORE_RATES = {"subspace": 3e-2, "kronecker": 3e-2}
+_CORE_RATES = dict.fromkeys(("subspace", "subspaces", "kronecker", "kronecker-shuffled"), 3e-2)
+
+_KRONECKER = GeneratorConfig(order="paired", initialization="conformal", kernel_radix=3)
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,14 @@ class Spread:
         config: of all of them, with everything but the size.
         by: what makes them larger, see :func:`~adntn.experiments.reproduce.sizing.sized`.
         digits: of Kronecker products, see :func:`~adntn.experiments.reproduce.sizing.kronecker`; None for others.
+        shuffled: whether each tree of a sum has rows and columns in an order of its own, see
+            :class:`~adntn.experiments.seeded.SeededConv2d`.
     """
 
     config: GeneratorConfig
     by: str
     digits: int | None = None
+    shuffled: bool = False
 
     def configs(self, weights: Mapping[str, tuple[int, ...]], numbers: int) -> dict[str, GeneratorConfig]:
         """Return the config of each weight, for so many numbers in all, or a little less.
@@ -81,14 +86,13 @@ OURS: Mapping[str, Spread] = MappingProxyType(
     {
         "ttn-blocked": Spread(GeneratorConfig(), "groups"),
         "ttn-paired": Spread(GeneratorConfig(order="paired"), "groups"),
-        "kronecker": Spread(
-            GeneratorConfig(order="paired", initialization="conformal", kernel_radix=3), "terms", digits=3
-        ),
+        "kronecker": Spread(_KRONECKER, "terms", digits=3),
+        "kronecker-shuffled": Spread(_KRONECKER, "terms", digits=3, shuffled=True),
     }
 )
 
-#: What ours have to beat, of the library's baselines; a narrow dense network and a random subspace of all weights come
-#: on top. The planner chooses the rank of each layer.
+#: What ours have to beat, of the library's baselines; a narrow dense network, a random subspace of all weights and one
+#: for each weight come on top. The planner chooses the rank of each layer.
 RIVALS = ("lowrank", "tt")
 
 
@@ -135,10 +139,15 @@ def _networks(network: Whole, budget: int) -> dict[str, Make]:
         least = GeneratorConfig(topology=topology, bond_dim=1)
         if _count(weights, dict.fromkeys(weights, least)) <= numbers:
             made[topology] = functools.partial(_planned, build, layers, budget, least)
-    for name, spread in OURS.items():
+    each = Spread(GeneratorConfig(topology="subspace"), "dimension")
+    for name, spread in {"subspaces": each, **OURS}.items():
         configs = spread.configs(weights, numbers)
-        if _count(weights, configs) <= numbers:
+        if _count(weights, configs) > numbers:
+            continue
+        if not spread.shuffled:
             made[name] = functools.partial(Variant(name, overrides=configs).make, build, layers)
+        elif any(config.terms > 1 for config in configs.values()):
+            made[name] = functools.partial(network.seeded, configs, "shuffle")
     return made
 
 

@@ -68,6 +68,27 @@ def test_scrambling_moves_whole_kernels() -> None:
     assert not torch.equal(scrambled, rows)
 
 
+def test_shuffling_adds_up_the_same_trees_in_orders_of_their_own() -> None:
+    config = CONFIG.replace(terms=3, bond_dim=1, radix=4)
+    dense = nn.Conv2d(12, 20, 3, padding=1, bias=False)
+    torch.manual_seed(0)
+    layer = SeededConv2d.made_of(dense, config, "shuffle")
+    torch.manual_seed(0)
+    unshuffled = Conv2d.from_dense(dense, config)
+    trees = layer._trees().detach()
+    assert trees.shape == (3, 20, 12, 3, 3)
+    torch.testing.assert_close(trees.sum(0), unshuffled.weight.detach())
+    rows, columns = layer._rows, layer._columns
+    assert rows is not None
+    assert columns is not None
+    wanted = torch.zeros(20, 12, 3, 3)
+    for tree in range(3):
+        for out in range(20):
+            wanted[out] += trees[tree, rows[tree, out]][columns[tree]]
+    torch.testing.assert_close(layer.weight.detach(), wanted)
+    assert len({tuple(order) for order in rows.tolist()}) == 3
+
+
 def test_a_base_raises_the_stable_rank_and_blocks_are_zero_outside() -> None:
     base = made("base")
     assert stable_rank(base.weight) > stable_rank(plain().weight)

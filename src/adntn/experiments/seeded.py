@@ -10,15 +10,17 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from adntn.errors import check_choice
+from adntn.generator import Generator
 from adntn.initialize import default_std
 from adntn.nn import Conv2d
 from adntn.topology import GeneratorConfig
 
 __all__ = ["SEEDED", "SeededConv2d"]
 
-SEEDED = ("signs", "scramble", "base", "blocks")
+SEEDED = ("signs", "scramble", "shuffle", "base", "blocks")
 
 #: Blocks of a block-diagonal base.
 _BLOCKS = 8
@@ -29,7 +31,8 @@ class SeededConv2d(Conv2d):
 
     Attributes:
         seeding: ``"signs"``: G times a sign for each pair of channels; ``"scramble"``: pairs of channels permuted, and
-            signs; ``"base"``: a dense random weight plus G; ``"blocks"``: a random weight that is block-diagonal up to
+            signs; ``"shuffle"``: each tree of a sum has rows and columns in an order of its own; ``"base"``: a dense
+            random weight plus G; ``"blocks"``: a random weight that is block-diagonal up to
             permutations of the channels, plus G. Random weights have the deviation of a dense layer's start, and where
             one is added all is scaled back to it.
     """
@@ -38,6 +41,9 @@ class SeededConv2d(Conv2d):
     _order: Tensor | None
     _factor: Tensor | None
     _base: Tensor | None
+    _rows: Tensor | None
+    _columns: Tensor | None
+    _apart: tuple[Generator, ...]  # of the trees of a sum, one below the other; in a tuple it is no part of the layer
 
     @classmethod
     def made_of(cls, dense: nn.Conv2d, config: GeneratorConfig, seeding: str) -> Self:
@@ -59,11 +65,22 @@ class SeededConv2d(Conv2d):
             blocks = min(_BLOCKS, out, inner)
             own, other = torch.randperm(out) % blocks, torch.randperm(inner) % blocks
             base = base * math.sqrt(blocks) * (own.unsqueeze(1) == other).view(out, inner, 1, 1)
-        for name, value in (("_order", order), ("_factor", factor), ("_base", base)):
+        rows = columns = None
+        layer._apart = ()
+        if seeding == "shuffle":
+            apart = config.replace(groups=config.terms, terms=1)
+            layer._apart = (Generator((config.terms * out, inner, *layer.kernel_size), apart, device="meta"),)
+            rows = torch.stack([torch.randperm(out) for _ in range(config.terms)])
+            columns = torch.stack([torch.randperm(inner) for _ in range(config.terms)])
+        given = {"_order": order, "_factor": factor, "_base": base, "_rows": rows, "_columns": columns}
+        for name, value in given.items():
             layer.register_buffer(name, value, persistent=False)
         return layer
 
     def _whole(self) -> Tensor:
+        if self._rows is not None and self._columns is not None:
+            trees = zip(self._trees(), self._rows, self._columns, strict=True)
+            return torch.stack([tree[rows][:, columns] for tree, rows, columns in trees]).sum(0)
         weight = super()._whole()
         if self._order is not None:
             weight = weight.flatten(0, 1)[self._order].view_as(weight)
@@ -72,3 +89,8 @@ class SeededConv2d(Conv2d):
         if self._base is not None:
             weight = (weight + self._base) / math.sqrt(2.0)
         return weight
+
+    def _trees(self) -> Tensor:  # shape: (terms, out, in, *kernel)
+        """Return what the trees of the sum make, each on its own: their numbers, taken for those of as many groups."""
+        made: Tensor = functional_call(self._apart[0], dict(self.generator_parameters()), ())
+        return made.unflatten(0, (-1, self.shape[0]))

@@ -7,7 +7,7 @@ import torch
 
 from adntn import Generator, GeneratorConfig
 from adntn.errors import ConfigError
-from adntn.experiments.reproduce.sizing import sized, square_radix
+from adntn.experiments.reproduce.sizing import kronecker, sized
 from adntn.topology import Blueprint
 
 PAIRED = GeneratorConfig(order="paired")
@@ -45,12 +45,13 @@ def test_groups_divide_the_rows_and_sums_go_on_where_they_end() -> None:
     assert large.terms > 1
 
 
+@pytest.mark.parametrize("digits", [2, 3, 4])
 @pytest.mark.parametrize("shape", [(128, 128, 3, 3), (30, 17), (3, 2)], ids=str)
-def test_square_radix_gives_each_side_two_digits(shape: tuple[int, ...]) -> None:
-    config = square_radix(PAIRED, shape)
+def test_kronecker_products_have_so_many_digits(shape: tuple[int, ...], digits: int) -> None:
+    config = kronecker(PAIRED, shape, digits)
     assert config.bond_dim == 1
-    assert config.radix >= 2
-    assert (config.radix - 1) ** 2 < max(shape[:2]) <= max(config.radix, 2) ** 2
+    assert config.radix == 2 or (config.radix - 1) ** digits < max(shape[:2])
+    assert max(shape[:2]) <= config.radix**digits
     assert Generator(shape, config)().shape == torch.Size(shape)
 
 

@@ -7,7 +7,7 @@ stand, how fast they are trained, or what random numbers are mixed in; the rival
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,8 +18,7 @@ from adntn.experiments.models import ImageShape
 from adntn.experiments.reproduce.networks import Whole
 from adntn.experiments.reproduce.rows import Row
 from adntn.experiments.reproduce.settings import Settings
-from adntn.experiments.reproduce.sizing import sized, square_radix
-from adntn.experiments.seeded import SeededConv2d
+from adntn.experiments.reproduce.sizing import kronecker, sized
 from adntn.experiments.variants import Variant
 from adntn.initialize import default_std
 from adntn.topology import GeneratorConfig
@@ -42,7 +41,7 @@ class Lever:
         sizes: in which it is tried.
         grows: what makes the generators larger, as in :func:`~adntn.experiments.reproduce.sizing.sized`; None where
             the options say the size.
-        square: whether they are Kronecker products, see :func:`~adntn.experiments.reproduce.sizing.square_radix`.
+        digits: of Kronecker products, see :func:`~adntn.experiments.reproduce.sizing.kronecker`; None for others.
         core_lr: peak learning rate of root and cores.
         start: share of the usual deviation that the weights start with.
         seeding: what random is mixed in, see :class:`~adntn.experiments.seeded.SeededConv2d`.
@@ -54,7 +53,7 @@ class Lever:
     options: Mapping[str, Any] = field(default_factory=dict)
     sizes: tuple[str, ...] = ("large",)
     grows: str | None = "groups"
-    square: bool = False
+    digits: int | None = None
     core_lr: float = _RATE
     start: float = 1.0
     seeding: str | None = None
@@ -64,13 +63,14 @@ class Lever:
     def config(self, shape: tuple[int, ...], numbers: int) -> GeneratorConfig:
         """Return the config of a weight of about so many numbers."""
         config = GeneratorConfig(**{"order": "paired"} | dict(self.options))
-        if self.square:
-            config = square_radix(config, shape)
+        if self.digits is not None:
+            config = kronecker(config, shape, self.digits)
         return config if self.grows is None else sized(config, shape, numbers, self.grows)
 
 
 _BOTH = ("small", "large")
 _CONFORMAL = {"initialization": "conformal"}
+_KRONECKER = {"kernel_radix": 3, **_CONFORMAL}
 _SUBSPACE = {"topology": "subspace"}
 
 #: By name. What is not said is as in the first: a ttn, paired, isometric cores, sin(3z), groups.
@@ -99,18 +99,31 @@ LEVERS: Mapping[str, Lever] = {
     "kernel-3": Lever("kernel modes of size 3", {"kernel_radix": 3}),
     "kronecker": Lever(
         "sums of Kronecker products: two digits a side, bond 1",
-        {"kernel_radix": 3, **_CONFORMAL},
+        _KRONECKER,
         sizes=_BOTH,
         grows="terms",
-        square=True,
+        digits=2,
     ),
     "kronecker-start-100th": Lever(
         "Kronecker products that start at a hundredth",
-        {"kernel_radix": 3, **_CONFORMAL},
+        _KRONECKER,
         grows="terms",
-        square=True,
+        digits=2,
         start=0.01,
     ),
+    "kronecker-fast": Lever("Kronecker products at 3e-2", _KRONECKER, grows="terms", digits=2, core_lr=3e-2),
+    "kronecker-3": Lever(
+        "three digits a side, more of them, at 3e-2", _KRONECKER, _BOTH, grows="terms", digits=3, core_lr=3e-2
+    ),
+    "kronecker-3-shuffled": Lever(
+        "the same, each product with channels in an order of its own",
+        _KRONECKER,
+        grows="terms",
+        digits=3,
+        core_lr=3e-2,
+        seeding="shuffle",
+    ),
+    "kronecker-4": Lever("four digits a side, at 3e-2", _KRONECKER, grows="terms", digits=4, core_lr=3e-2),
     "early": Lever("sums; three quarters of the numbers in the first half", grows="terms", early=0.75),
     "late": Lever("sums; three quarters of the numbers in the second half", grows="terms", early=0.25),
     # learning rates
@@ -125,6 +138,9 @@ LEVERS: Mapping[str, Lever] = {
     "subspace": Lever("a random subspace for each weight", _SUBSPACE, _BOTH, "dimension", ours=False),
     "subspace-fast": Lever(
         "a random subspace for each weight, trained at 3e-2", _SUBSPACE, _BOTH, "dimension", core_lr=3e-2, ours=False
+    ),
+    "subspace-faster": Lever(
+        "a random subspace for each weight, trained at 1e-1", _SUBSPACE, grows="dimension", core_lr=1e-1, ours=False
     ),
 }
 
@@ -158,7 +174,7 @@ def lever_rows(settings: Settings, image_shape: ImageShape, num_classes: int) ->
                 rows.append(
                     row(
                         variant=f"{name}-{size}",
-                        make=functools.partial(_generated, build, lever, configs),
+                        make=functools.partial(_generated, network, lever, configs),
                         optimization=settings.optimization(_RATE, lever.core_lr),
                         about=about(size, lever.says, lever.ours),
                     )
@@ -177,24 +193,13 @@ def _configs(lever: Lever, weights: Mapping[str, tuple[int, ...]], numbers: int)
     return configs
 
 
-def _generated(
-    build: Callable[[], nn.Module], lever: Lever, configs: Mapping[str, GeneratorConfig], seed: int
-) -> nn.Module:
-    if lever.seeding is None:
-        model = Variant("", overrides=configs).make(build, list(configs), seed)
+def _generated(network: Whole, lever: Lever, configs: Mapping[str, GeneratorConfig], seed: int) -> nn.Module:
+    if lever.seeding is not None:
+        model = network.seeded(configs, lever.seeding, seed)
     else:
-        model = Variant("", "dense").make(build, list(configs), seed)
-        _seed(model, lever.seeding, configs)
+        model = Variant("", overrides=configs).make(network.build, list(configs), seed)
     if lever.start != 1.0:
         for weight in generated_weights(model).values():
             weight.std = lever.start * default_std(weight.shape)
             weight.draw_()
     return model
-
-
-def _seed(model: nn.Module, seeding: str, configs: Mapping[str, GeneratorConfig]) -> None:
-    for name, config in configs.items():
-        dense = model.get_submodule(name)
-        assert isinstance(dense, nn.Conv2d)
-        parent, _, attribute = name.rpartition(".")
-        setattr(model.get_submodule(parent), attribute, SeededConv2d.made_of(dense, config, seeding))

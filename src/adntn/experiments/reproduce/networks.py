@@ -13,7 +13,10 @@ from torch import nn
 from adntn.experiments.controls import chosen_weights
 from adntn.experiments.models import DEFAULT_TARGETS, Builder, ImageShape, model_builder
 from adntn.experiments.rivals import narrow_dense
+from adntn.experiments.seeded import SeededConv2d
+from adntn.experiments.variants import Variant
 from adntn.targets import select
+from adntn.topology import GeneratorConfig
 
 __all__ = ["Whole"]
 
@@ -68,3 +71,19 @@ class Whole:
         """Build the widest of the narrower dense networks that stores at most so many numbers, untrained."""
         torch.manual_seed(seed)
         return narrow_dense(self.build.narrower, numbers)
+
+    def seeded(self, configs: Mapping[str, GeneratorConfig], seeding: str, seed: int) -> nn.Module:
+        """Build the network with something random mixed into every generated weight, untrained.
+
+        Args:
+            configs: of the generators, by layer.
+            seeding: what, see :class:`~adntn.experiments.seeded.SeededConv2d`.
+            seed: of everything.
+        """
+        model = Variant("", "dense").make(self.build, list(configs), seed)
+        for name, config in configs.items():
+            dense = model.get_submodule(name)
+            assert isinstance(dense, nn.Conv2d)
+            parent, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(parent), attribute, SeededConv2d.made_of(dense, config, seeding))
+        return model

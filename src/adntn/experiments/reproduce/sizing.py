@@ -7,7 +7,7 @@ import math
 from adntn.errors import check_choice
 from adntn.topology import Blueprint, GeneratorConfig
 
-__all__ = ["GROWS", "sized", "square_radix"]
+__all__ = ["GROWS", "kronecker", "sized"]
 
 GROWS = ("groups", "terms", "dimension")
 
@@ -42,11 +42,15 @@ def sized(config: GeneratorConfig, shape: tuple[int, ...], numbers: int, by: str
     return min(many, key=lambda each: abs(Blueprint(shape, each).num_parameters - numbers))
 
 
-def square_radix(config: GeneratorConfig, shape: tuple[int, ...]) -> GeneratorConfig:
-    """Return a config with the radix with which each side of a weight has two digits, and bond 1: Kronecker products.
+def kronecker(config: GeneratorConfig, shape: tuple[int, ...], digits: int) -> GeneratorConfig:
+    """Return a config of Kronecker products: bond 1, and the radix with which each side of a weight has so many digits.
 
     Args:
         config: has everything else.
         shape: of the weight.
+        digits: of its longer side, two at least; a product has as many factors, and the kernel's.
     """
-    return config.replace(radix=max(2, math.ceil(math.sqrt(max(shape[:2])))), bond_dim=1)
+    radix = 2
+    while radix**digits < max(shape[:2]):
+        radix += 1
+    return config.replace(radix=radix, bond_dim=1)

@@ -16,7 +16,7 @@ from adntn.experiments.models import Builder, ImageShape
 from adntn.experiments.reproduce.networks import Whole
 from adntn.experiments.reproduce.rows import Row
 from adntn.experiments.reproduce.settings import Settings
-from adntn.experiments.reproduce.sizing import sized, square_radix
+from adntn.experiments.reproduce.sizing import kronecker, sized
 from adntn.experiments.variants import Variant
 from adntn.topology import Blueprint, GeneratorConfig
 
@@ -30,9 +30,12 @@ BUDGETS = (5_500, 10_000, 20_000, 50_000, 100_000)
 NETWORKS = ("vgg16", "resnet20")
 
 # Peak learning rates of dense weights and of root and cores. Every convolution has a batch norm behind it. Trees do
-# worse at a third and at three times of it, the random subspace better at three times (adntn reproduce levers).
+# worse at a third and at three times of it, random subspaces and Kronecker products better at three times (adntn
+# reproduce levers).
 _RATE = 1e-2
-_CORE_RATES = {"subspace": 3e-2}
+_CORE_RATES = dict.fromkeys(("subspace", "subspaces", "kronecker", "kronecker-shuffled"), 3e-2)
+
+_KRONECKER = GeneratorConfig(order="paired", initialization="conformal", kernel_radix=3)
 
 
 @dataclass(frozen=True)
@@ -42,12 +45,15 @@ class Spread:
     Attributes:
         config: of all of them, with everything but the size.
         by: what makes them larger, see :func:`~adntn.experiments.reproduce.sizing.sized`.
-        square: whether they are Kronecker products, see :func:`~adntn.experiments.reproduce.sizing.square_radix`.
+        digits: of Kronecker products, see :func:`~adntn.experiments.reproduce.sizing.kronecker`; None for others.
+        shuffled: whether each tree of a sum has rows and columns in an order of its own, see
+            :class:`~adntn.experiments.seeded.SeededConv2d`.
     """
 
     config: GeneratorConfig
     by: str
-    square: bool = False
+    digits: int | None = None
+    shuffled: bool = False
 
     def configs(self, weights: Mapping[str, tuple[int, ...]], numbers: int) -> dict[str, GeneratorConfig]:
         """Return the config of each weight, for so many numbers in all, or a little less.
@@ -68,10 +74,11 @@ class Spread:
 
     def _sized(self, weights: Mapping[str, tuple[int, ...]], numbers: int, scale: float) -> dict[str, GeneratorConfig]:
         share = max(1, round(scale * numbers / len(weights)))
-        return {
-            name: sized(square_radix(self.config, shape) if self.square else self.config, shape, share, self.by)
-            for name, shape in weights.items()
-        }
+        made = {}
+        for name, shape in weights.items():
+            config = self.config if self.digits is None else kronecker(self.config, shape, self.digits)
+            made[name] = sized(config, shape, share, self.by)
+        return made
 
 
 #: Ours.
@@ -79,14 +86,13 @@ OURS: Mapping[str, Spread] = MappingProxyType(
     {
         "ttn-blocked": Spread(GeneratorConfig(), "groups"),
         "ttn-paired": Spread(GeneratorConfig(order="paired"), "groups"),
-        "kronecker": Spread(
-            GeneratorConfig(order="paired", initialization="conformal", kernel_radix=3), "terms", square=True
-        ),
+        "kronecker": Spread(_KRONECKER, "terms", digits=3),
+        "kronecker-shuffled": Spread(_KRONECKER, "terms", digits=3, shuffled=True),
     }
 )
 
-#: What ours have to beat, of the library's baselines; a narrow dense network and a random subspace of all weights come
-#: on top. The planner chooses the rank of each layer.
+#: What ours have to beat, of the library's baselines; a narrow dense network, a random subspace of all weights and one
+#: for each weight come on top. The planner chooses the rank of each layer.
 RIVALS = ("lowrank", "tt")
 
 
@@ -133,10 +139,15 @@ def _networks(network: Whole, budget: int) -> dict[str, Make]:
         least = GeneratorConfig(topology=topology, bond_dim=1)
         if _count(weights, dict.fromkeys(weights, least)) <= numbers:
             made[topology] = functools.partial(_planned, build, layers, budget, least)
-    for name, spread in OURS.items():
+    each = Spread(GeneratorConfig(topology="subspace"), "dimension")
+    for name, spread in {"subspaces": each, **OURS}.items():
         configs = spread.configs(weights, numbers)
-        if _count(weights, configs) <= numbers:
+        if _count(weights, configs) > numbers:
+            continue
+        if not spread.shuffled:
             made[name] = functools.partial(Variant(name, overrides=configs).make, build, layers)
+        elif any(config.terms > 1 for config in configs.values()):
+            made[name] = functools.partial(network.seeded, configs, "shuffle")
     return made
 
 

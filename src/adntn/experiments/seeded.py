@@ -92,5 +92,6 @@ class SeededConv2d(Conv2d):
 
     def _trees(self) -> Tensor:  # shape: (terms, out, in, *kernel)
         """Return what the trees of the sum make, each on its own: their numbers, taken for those of as many groups."""
-        made: Tensor = functional_call(self._apart[0], dict(self.generator_parameters()), ())
-        return made.unflatten(0, (-1, self.shape[0]))
+        made = functional_call(self._apart[0], dict(self.generator_parameters()), ())
+        trees: Tensor = made.unflatten(0, (-1, self.shape[0]))
+        return trees

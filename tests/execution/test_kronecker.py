@@ -16,7 +16,8 @@ import adntn
 from adntn import Generator, GeneratorConfig
 from adntn.errors import ConfigError, ShapeError
 from adntn.execution import kronecker
-from adntn.execution.counting import Tally
+from adntn.execution.cost import applying_seconds
+from adntn.execution.counting import Count, Op, Tally
 from adntn.execution.machine import shipped, using
 from adntn.execution.plan import multiply_adds
 from adntn.nn import Conv1d, Conv2d, Conv3d, ConvTranspose2d, Embedding, GeneratedLayer, Linear, MultiheadAttention
@@ -353,3 +354,16 @@ def test_every_part_of_the_rows() -> None:
             if stop - start > 8:
                 within = part.rows(4, 8)
                 assert_equal(within.linear(x, None if own is None else own[4:8]), whole[:, start + 4 : start + 8])
+
+
+def test_a_convolution_channel_by_channel_takes_as_long_as_one_of_a_vectors_channels() -> None:
+    profile, flops = shipped(), 1 << 24
+
+    def seconds(sizes: tuple[int, int, int, int], flops: int = flops) -> float:
+        count = Count(((Op("kernel", flops, sizes=sizes, images=16), 1),))
+        return applying_seconds(count, profile, torch.float32, training=False)
+
+    call = 4 * profile.convolutions
+    assert seconds((256, 512, 1, 1), 0) == call
+    assert seconds((256, 512, 1, 1)) - call == pytest.approx(seconds((1, 512, 16, 16)) - profile.convolutions)
+    assert seconds((8, 512, 1, 1)) > seconds((256, 512, 1, 1))

@@ -145,6 +145,23 @@ def test_an_exported_layer_takes_any_batch() -> None:
             assert_equal(program.module()(x), layer(x))
 
 
+def test_outputs_are_contiguous_where_rows_are_cropped() -> None:
+    for bias in (True, False):
+        assert make(Linear, 36, 40, radix=7, bias=bias)(torch.randn(3, 36, dtype=torch.float64)).is_contiguous()
+        assert make(Conv2d, 36, 40, 3, radix=7, bias=bias)(
+            torch.randn(3, 36, 4, 4, dtype=torch.float64)
+        ).is_contiguous()
+
+
+def test_examples_one_by_one_give_the_same() -> None:
+    for layer, shape in (
+        (make(Linear, 36, 40, radix=7), (3, 36)),
+        (make(Conv2d, 36, 25, 3, padding=1), (3, 36, 4, 4)),
+    ):
+        x = torch.randn(shape, dtype=torch.float64)
+        assert_equal(torch.func.vmap(layer)(x), layer(x))
+
+
 def test_maps_come_out_in_the_memory_format_of_the_input() -> None:
     layer = make(Conv2d, 25, 36, 3, padding=1)
     x = torch.randn(2, 25, 4, 5, dtype=torch.float64)

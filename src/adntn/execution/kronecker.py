@@ -116,7 +116,7 @@ class Kronecker:
             x = F.pad(x, [0, 0] * (x.ndim - 2) + [0, missing])
         parts = [self._of_piece(part, convolve) for part in self._pieces(x)]
         y = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return y if bias is None else y + bias.to(y.dtype).view(-1, *(1,) * (x.ndim - 2))
+        return y.contiguous() if bias is None else y + bias.to(y.dtype).view(-1, *(1,) * (x.ndim - 2))
 
     def _pieces(self, x: Tensor) -> tuple[Tensor, ...]:
         # A compiler fuses what it can, and would take the batch's size for a constant.

@@ -147,7 +147,8 @@ class Conv1d(_Conv, nn.Conv1d):  # type: ignore[override, misc]
 class Conv2d(_Conv, nn.Conv2d):  # type: ignore[override, misc]
     """``torch.nn.Conv2d`` with a generated weight (paper, Section 2.2).
 
-    It runs factored as 1x1, kernel, 1x1. With ``groups`` > 1 the weight has ``in_channels / groups`` columns, and the
+    It runs factored as 1x1, kernel, 1x1, or where the config makes a sum of Kronecker products, through these (see
+    :mod:`adntn.execution.kronecker`). With ``groups`` > 1 the weight has ``in_channels / groups`` columns, and the
     first 1x1 is applied to each group's own channels; of a depthwise convolution little is left to save, and it runs
     dense.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import signal
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from small_rows import SETTINGS, STEPS, Heard, bright_halves, small_rows
 from torch import Tensor, nn
 
+from adntn import GeneratorConfig
 from adntn.checkpoint import load
 from adntn.errors import ConfigError, NonFiniteError, TrainingStopped
 from adntn.experiments.data import normalize
@@ -22,6 +24,7 @@ from adntn.experiments.reproduce import run
 from adntn.experiments.reproduce.counts import count_numbers
 from adntn.experiments.reproduce.rows import Folder, Result
 from adntn.experiments.reproduce.run import Told, run_rows
+from adntn.experiments.seeded import SeededConv2d
 
 DATA = bright_halves()
 ROWS = {row.variant: row for row in small_rows(SETTINGS, DATA.image_shape, DATA.num_classes)}
@@ -69,6 +72,21 @@ def test_every_row_is_trained_with_the_first_seed_before_any_with_the_second(fin
     ends = [t for t in finished.heard.told if isinstance(t, Told) and t.result is not None]
     assert [(t.number, t.total, t.earlier) for t in ends] == [(n, 8, False) for n in range(1, 9)]
     assert finished.folder.results() == sorted(finished.results, key=lambda each: (each.name, each.seed))
+
+
+def test_a_network_with_random_numbers_mixed_in_is_not_kept_as_a_file(tmp_path: Path) -> None:
+    def make(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        seeded = SeededConv2d.made_of(nn.Conv2d(1, 4, 3, padding=1), GeneratorConfig(order="paired"), "signs")
+        return nn.Sequential(seeded, nn.Flatten(), nn.Linear(4 * 64, 2))
+
+    build = functools.partial(nn.Sequential, nn.Conv2d(1, 4, 3, padding=1), nn.Flatten(), nn.Linear(4 * 64, 2))
+    row = replace(ROWS["ttn"], variant="signs", build=build, make=make, layers=("0",))
+    folder = Folder(tmp_path / "run")
+    folder.claim("small", SETTINGS, DATA)
+    run_rows([row], (0,), DATA, folder, tell=Heard())
+    assert folder.result(row.name, 0) is not None
+    assert not folder.model_file(row.name, 0).exists()  # loaded, it would be another network
 
 
 def test_a_result_says_what_was_trained(finished: Finished) -> None:

@@ -17,6 +17,7 @@ from adntn.experiments.data import ImageData
 from adntn.experiments.parts import all_to_learn_from
 from adntn.experiments.reproduce.counts import count_numbers, row_weights
 from adntn.experiments.reproduce.rows import Folder, Result, Row
+from adntn.experiments.seeded import SeededConv2d
 from adntn.initialize import stable_rank
 from adntn.nn import GeneratedWeight
 from adntn.training.data import TrainingData
@@ -144,9 +145,11 @@ def _train(
         model, data, row.optimization, folder=checkpoints, seed=seed, device=device, tell=tell, deadline=deadline
     )
     model.to("cpu")
-    file = folder.model_file(row.name, seed)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    save(model, file)
+    if not any(isinstance(layer, SeededConv2d) for layer in model.modules()):
+        # What is mixed into those is not in a file: their numbers, loaded, would be those of another network.
+        file = folder.model_file(row.name, seed)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save(model, file)
     result = Result(
         group=row.group,
         variant=row.variant,

@@ -1,0 +1,63 @@
+"""The rows of `adntn reproduce whole`: within their budgets, and made as they are named."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+
+from adntn.describe import generated_weights
+from adntn.experiments.reproduce.counts import count_numbers
+from adntn.experiments.reproduce.rows import Row
+from adntn.experiments.reproduce.settings import Settings
+from adntn.experiments.reproduce.whole import BUDGETS, NETWORKS, OURS, whole_rows
+from adntn.experiments.seeded import SeededConv2d
+
+
+@functools.cache
+def rows() -> dict[str, Row]:
+    return {row.name: row for row in whole_rows(Settings(width=0.25), (3, 32, 32), 10)}
+
+
+def test_every_budget_that_a_network_has_room_for_has_ours_and_the_rivals() -> None:
+    for network in NETWORKS:
+        assert {f"{network}/dense", f"{network}/frozen-dense"} <= set(rows())
+    for budget in BUDGETS:
+        for rival in (*OURS, "narrow-dense", "subspace", "subspaces", "tt"):
+            assert f"vgg16/{rival}-{budget}" in rows() or (rival, budget) == ("kronecker", 5_500)
+    for large in ("lowrank", "kronecker"):  # rank one, and one product of two digits, of every weight is more
+        assert f"vgg16/{large}-5500" not in rows()
+    assert not [name for name in rows() if name.startswith("resnet20/") and name.endswith("-20000")]  # it has less
+
+
+@pytest.mark.slow
+def test_no_row_trains_more_than_its_budget_and_ours_use_most_of_it() -> None:
+    for name, row in rows().items():
+        budget = row.about["budget"]
+        if budget is None:
+            continue
+        trained = count_numbers(row).model_trained
+        assert trained <= budget, name
+        if name.startswith("vgg16/") and row.about["ours"]:
+            assert trained >= 0.9 * budget, name
+
+
+def test_one_subspace_is_of_all_weights_and_subspaces_are_each_its_own() -> None:
+    one = generated_weights(rows()["vgg16/subspace-5500"].make(0))
+    assert len({id(weight.coordinates) for weight in one.values()}) == 1
+    each = generated_weights(rows()["vgg16/subspaces-5500"].make(0))
+    assert len({id(weight.coordinates) for weight in each.values()}) == len(each) == 12
+
+
+def test_kronecker_products_are_shuffled_where_they_are_called_so() -> None:
+    shuffled, plain = rows()["vgg16/kronecker-shuffled-20000"], rows()["vgg16/kronecker-20000"]
+    first, again = shuffled.make(0), shuffled.make(0)
+    layers = [layer for layer in first.modules() if isinstance(layer, SeededConv2d)]
+    assert len(layers) == len(shuffled.layers)
+    assert all(layer.seeding == "shuffle" for layer in layers)
+    assert any(layer.config.terms > 1 for layer in layers)
+    assert not any(isinstance(layer, SeededConv2d) for layer in plain.make(0).modules())
+    assert count_numbers(shuffled) == count_numbers(plain)
+    inputs = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(first(inputs), again(inputs))

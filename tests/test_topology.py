@@ -6,11 +6,13 @@ import itertools
 from typing import Any
 
 import pytest
+import torch
 from conformance_cases import CONFIGS, NETWORKS, ORDERS, SHAPES, WALLS
 from hypothesis import given
 from hypothesis import strategies as st
 
 from adntn import Generator, GeneratorConfig
+from adntn.errors import ConfigError, ShapeError
 from adntn.topology import Blueprint, Mixer, schedule
 
 # --- the paper's Table 3 --------------------------------------------------------------------------
@@ -264,3 +266,31 @@ def test_the_memory_estimate_counts_every_group_and_the_hidden_state() -> None:
     large = Blueprint(FC2, GeneratorConfig(bond_dim=4)).peak_entries()
     assert large - small >= 4**12 - 2**12
     assert Blueprint((4096, 4096), GeneratorConfig(bond_dim=4, groups=2)).peak_entries() - small >= 2 * (4**12 - 2**12)
+
+
+@pytest.mark.parametrize("digits", [2, 3, 4])
+@pytest.mark.parametrize("shape", [(128, 128, 3, 3), (30, 17), (3, 2), (24, 90, 5)], ids=str)
+def test_kronecker_products_have_so_many_digits(shape: tuple[int, ...], digits: int) -> None:
+    config = GeneratorConfig.kronecker(shape, digits, terms=2)
+    assert (config.order, config.bond_dim, config.terms) == ("paired", 1, 2)
+    assert config.radix == 2 or (config.radix - 1) ** digits < max(shape[:2])
+    assert max(shape[:2]) <= config.radix**digits
+    assert Generator(shape, config)().shape == torch.Size(shape)
+
+
+def test_kronecker_products_leave_a_kernel_unpadded_and_take_options() -> None:
+    assert GeneratorConfig.kronecker((64, 64, 3, 3)).kernel_radix == 3
+    assert GeneratorConfig.kronecker((64, 64, 5, 1)).kernel_radix == 5
+    assert GeneratorConfig.kronecker((64, 64, 1, 1)).kernel_radix is None
+    assert GeneratorConfig.kronecker((64, 64, 3, 5)).kernel_radix is None
+    assert GeneratorConfig.kronecker((64, 64), initialization="isometric").initialization == "isometric"
+    assert GeneratorConfig.kronecker((64, 16), groups=4).radix == 4
+
+
+def test_kronecker_products_of_what_is_no_weight_are_an_error() -> None:
+    with pytest.raises(ShapeError, match=r"a weight of shape \(64,\) has no rows and columns"):
+        GeneratorConfig.kronecker((64,))
+    with pytest.raises(ConfigError, match=r"digits=1 is not possible; give a whole number of at least 2"):
+        GeneratorConfig.kronecker((64, 64), digits=1)
+    with pytest.raises(ConfigError, match=r"no option 'term'"):
+        GeneratorConfig.kronecker((64, 64), term=3)

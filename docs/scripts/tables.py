@@ -82,6 +82,12 @@ BASELINES: dict[str, dict[str, Any]] = {
 }
 
 
+def kronecker_costs(terms: Iterable[int]) -> str:
+    """What sums of so many Kronecker products of two digits a side cost."""
+    options = {f"`terms={n}`": adntn.GeneratorConfig.kronecker(CONV, terms=n).to_dict() for n in terms}
+    return costs({name: {k: v for k, v in each.items() if k != "version"} for name, each in options.items()}, CONV)
+
+
 def number(option: str, values: Iterable[int], **others: Any) -> dict[str, dict[str, Any]]:
     return {f"`{option}={value}`": {option: value, **others} for value in values}
 
@@ -170,6 +176,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "more": lambda: costs({**number("terms", (1, 2, 4)), "`gate=True`": {"gate": True}}),
     "order": lambda: costs({f"`{o}`": {"order": o} for o in ("blocked", "block_paired", "flat", "paired")}),
     "order-conv": lambda: costs({f"`{o}`": {"order": o} for o in ("blocked", "block_paired", "flat", "paired")}, CONV),
+    "products": lambda: kronecker_costs((1, 4, 16)),
     "groups": lambda: costs(number("groups", (1, 2, 4, 16, 64))),
     "sizes": lambda: costs(
         {

@@ -10,13 +10,13 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
 from adntn import activations
-from adntn.errors import ConfigError, check_choice, nearest
+from adntn.errors import ConfigError, ShapeError, check_choice, nearest
 from adntn.levels import Level, Mixer, Stack, brickwall_levels, chain_stacks, schedule, tree_levels
 from adntn.norms import NORMS
 from adntn.tensorize import ORDERS, Order, Tensorization, tensorize
@@ -151,6 +151,39 @@ class GeneratorConfig:
     def paper(cls, **options: Any) -> GeneratorConfig:
         """Return the config of the paper's experiments (Section 8): ELU, Section 3.5's start, flat order."""
         return cls(**{"activation": "elu", "initialization": "paper", "order": "flat"} | options)
+
+    @classmethod
+    def kronecker(cls, shape: Sequence[int], digits: int = 2, **options: Any) -> GeneratorConfig:
+        """Return the config of a sum of Kronecker products for a weight: of small matrices, one a digit, and a kernel.
+
+        Rows and columns in pairs, bond 1, and the radix with which the longer side has so many digits: its square root,
+        rounded up, if it is two. Neither the rank is bounded, nor is the whole weight made to run it.
+
+        Args:
+            shape: of the weight, ``(out, in)`` or ``(out, in, *kernel)``.
+            digits: matrices of a product, besides the kernel's.
+            options: others of the config, above all ``terms``, the number of products.
+
+        Raises:
+            ShapeError: the shape has no rows or no columns.
+            ConfigError: fewer than two digits, or an impossible option.
+
+        Example:
+            >>> config = adntn.GeneratorConfig.kronecker((256, 256, 3, 3), terms=4)
+            >>> config.radix, adntn.Generator((256, 256, 3, 3), config).num_parameters
+            (16, 2088)
+        """
+        if len(shape) < 2 or min(shape) < 1:
+            raise ShapeError(f"a weight of shape {tuple(shape)} has no rows and columns; give (out, in, *kernel).")
+        _check_int("digits", digits, 2)
+        groups = options.get("groups", 1)
+        longer = max(-(-shape[0] // groups) if type(groups) is int and groups > 0 else shape[0], shape[1])
+        radix = 2
+        while radix**digits < longer:
+            radix += 1
+        kernel = {size for size in shape[2:] if size > 1}
+        own = {"order": "paired", "radix": radix, "bond_dim": 1, "initialization": "conformal"}
+        return cls(**{**own, "kernel_radix": kernel.pop() if len(kernel) == 1 else None, **options})
 
     @property
     def chi(self) -> int:

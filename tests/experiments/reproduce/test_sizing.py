@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from adntn import Generator, GeneratorConfig
 from adntn.errors import ConfigError
-from adntn.experiments.reproduce.sizing import kronecker, sized
+from adntn.experiments.reproduce.sizing import sized
 from adntn.topology import Blueprint
 
 PAIRED = GeneratorConfig(order="paired")
@@ -43,16 +42,6 @@ def test_groups_divide_the_rows_and_sums_go_on_where_they_end() -> None:
     large = sized(PAIRED, (128, 128, 3, 3), 10_000, "groups")
     assert large.groups == 16
     assert large.terms > 1
-
-
-@pytest.mark.parametrize("digits", [2, 3, 4])
-@pytest.mark.parametrize("shape", [(128, 128, 3, 3), (30, 17), (3, 2)], ids=str)
-def test_kronecker_products_have_so_many_digits(shape: tuple[int, ...], digits: int) -> None:
-    config = kronecker(PAIRED, shape, digits)
-    assert config.bond_dim == 1
-    assert config.radix == 2 or (config.radix - 1) ** digits < max(shape[:2])
-    assert max(shape[:2]) <= config.radix**digits
-    assert Generator(shape, config)().shape == torch.Size(shape)
 
 
 def test_an_unknown_way_to_grow_is_an_error() -> None:

@@ -18,7 +18,7 @@ from adntn.experiments.models import ImageShape
 from adntn.experiments.reproduce.networks import Whole
 from adntn.experiments.reproduce.rows import Row
 from adntn.experiments.reproduce.settings import Settings
-from adntn.experiments.reproduce.sizing import kronecker, sized
+from adntn.experiments.reproduce.sizing import sized
 from adntn.experiments.variants import Variant
 from adntn.initialize import default_std
 from adntn.topology import GeneratorConfig
@@ -41,7 +41,7 @@ class Lever:
         sizes: in which it is tried.
         grows: what makes the generators larger, as in :func:`~adntn.experiments.reproduce.sizing.sized`; None where
             the options say the size.
-        digits: of Kronecker products, see :func:`~adntn.experiments.reproduce.sizing.kronecker`; None for others.
+        digits: of Kronecker products, see :meth:`~adntn.GeneratorConfig.kronecker`; None for others.
         core_lr: peak learning rate of root and cores.
         start: share of the usual deviation that the weights start with.
         seeding: what random is mixed in, see :class:`~adntn.experiments.seeded.SeededConv2d`.
@@ -62,15 +62,15 @@ class Lever:
 
     def config(self, shape: tuple[int, ...], numbers: int) -> GeneratorConfig:
         """Return the config of a weight of about so many numbers."""
-        config = GeneratorConfig(**{"order": "paired"} | dict(self.options))
-        if self.digits is not None:
-            config = kronecker(config, shape, self.digits)
+        if self.digits is None:
+            config = GeneratorConfig(**{"order": "paired"} | dict(self.options))
+        else:
+            config = GeneratorConfig.kronecker(shape, self.digits)
         return config if self.grows is None else sized(config, shape, numbers, self.grows)
 
 
 _BOTH = ("small", "large")
 _CONFORMAL = {"initialization": "conformal"}
-_KRONECKER = {"kernel_radix": 3, **_CONFORMAL}
 _SUBSPACE = {"topology": "subspace"}
 
 #: By name. What is not said is as in the first: a ttn, paired, isometric cores, sin(3z), groups.
@@ -99,31 +99,28 @@ LEVERS: Mapping[str, Lever] = {
     "kernel-3": Lever("kernel modes of size 3", {"kernel_radix": 3}),
     "kronecker": Lever(
         "sums of Kronecker products: two digits a side, bond 1",
-        _KRONECKER,
         sizes=_BOTH,
         grows="terms",
         digits=2,
     ),
     "kronecker-start-100th": Lever(
         "Kronecker products that start at a hundredth",
-        _KRONECKER,
         grows="terms",
         digits=2,
         start=0.01,
     ),
-    "kronecker-fast": Lever("Kronecker products at 3e-2", _KRONECKER, grows="terms", digits=2, core_lr=3e-2),
+    "kronecker-fast": Lever("Kronecker products at 3e-2", grows="terms", digits=2, core_lr=3e-2),
     "kronecker-3": Lever(
-        "three digits a side, more of them, at 3e-2", _KRONECKER, _BOTH, grows="terms", digits=3, core_lr=3e-2
+        "three digits a side, more of them, at 3e-2", sizes=_BOTH, grows="terms", digits=3, core_lr=3e-2
     ),
     "kronecker-3-shuffled": Lever(
         "the same, each product with channels in an order of its own",
-        _KRONECKER,
         grows="terms",
         digits=3,
         core_lr=3e-2,
         seeding="shuffle",
     ),
-    "kronecker-4": Lever("four digits a side, at 3e-2", _KRONECKER, grows="terms", digits=4, core_lr=3e-2),
+    "kronecker-4": Lever("four digits a side, at 3e-2", grows="terms", digits=4, core_lr=3e-2),
     "early": Lever("sums; three quarters of the numbers in the first half", grows="terms", early=0.75),
     "late": Lever("sums; three quarters of the numbers in the second half", grows="terms", early=0.25),
     # learning rates

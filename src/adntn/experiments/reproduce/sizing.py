@@ -1,4 +1,4 @@
-"""Generators of about so many numbers: what makes them larger, and what their radix is."""
+"""Generators of about so many numbers: what makes them larger."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 from adntn.errors import check_choice
 from adntn.topology import Blueprint, GeneratorConfig
 
-__all__ = ["GROWS", "kronecker", "sized"]
+__all__ = ["GROWS", "sized"]
 
 GROWS = ("groups", "terms", "dimension")
 
@@ -40,17 +40,3 @@ def sized(config: GeneratorConfig, shape: tuple[int, ...], numbers: int, by: str
     most = Blueprint(shape, many[-1]).num_parameters
     many += [many[-1].replace(terms=round(numbers / most))] if numbers > 2 * most else []
     return min(many, key=lambda each: abs(Blueprint(shape, each).num_parameters - numbers))
-
-
-def kronecker(config: GeneratorConfig, shape: tuple[int, ...], digits: int) -> GeneratorConfig:
-    """Return a config of Kronecker products: bond 1, and the radix with which each side of a weight has so many digits.
-
-    Args:
-        config: has everything else.
-        shape: of the weight.
-        digits: of its longer side, two at least; a product has as many factors, and the kernel's.
-    """
-    radix = 2
-    while radix**digits < max(shape[:2]):
-        radix += 1
-    return config.replace(radix=radix, bond_dim=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import torch
@@ -16,7 +16,7 @@ from adntn.experiments.models import Builder, ImageShape
 from adntn.experiments.reproduce.networks import Whole
 from adntn.experiments.reproduce.rows import Row
 from adntn.experiments.reproduce.settings import Settings
-from adntn.experiments.reproduce.sizing import kronecker, sized
+from adntn.experiments.reproduce.sizing import sized
 from adntn.experiments.variants import Variant
 from adntn.topology import Blueprint, GeneratorConfig
 
@@ -34,8 +34,6 @@ NETWORKS = ("vgg16", "resnet20")
 _RATE = 1e-2
 _CORE_RATES = {"subspace": 6e-2, "subspaces": 6e-2, "kronecker": 2e-2, "kronecker-shuffled": 2e-2}
 
-_KRONECKER = GeneratorConfig(order="paired", initialization="conformal", kernel_radix=3)
-
 
 @dataclass(frozen=True)
 class Spread:
@@ -44,13 +42,14 @@ class Spread:
     Attributes:
         config: of all of them, with everything but the size.
         by: what makes them larger, see :func:`~adntn.experiments.reproduce.sizing.sized`.
-        digits: of Kronecker products, see :func:`~adntn.experiments.reproduce.sizing.kronecker`; None for others.
+        digits: of Kronecker products, see :meth:`~adntn.GeneratorConfig.kronecker`; None for others, which
+            are of that config.
         shuffled: whether each tree of a sum has rows and columns in an order of its own, see
             :class:`~adntn.experiments.seeded.SeededConv2d`.
     """
 
-    config: GeneratorConfig
-    by: str
+    config: GeneratorConfig = field(default_factory=GeneratorConfig)
+    by: str = "groups"
     digits: int | None = None
     shuffled: bool = False
 
@@ -75,7 +74,7 @@ class Spread:
         share = max(1, round(scale * numbers / len(weights)))
         made = {}
         for name, shape in weights.items():
-            config = self.config if self.digits is None else kronecker(self.config, shape, self.digits)
+            config = self.config if self.digits is None else GeneratorConfig.kronecker(shape, self.digits)
             made[name] = sized(config, shape, share, self.by)
         return made
 
@@ -83,10 +82,10 @@ class Spread:
 #: Ours.
 OURS: Mapping[str, Spread] = MappingProxyType(
     {
-        "ttn-blocked": Spread(GeneratorConfig(), "groups"),
-        "ttn-paired": Spread(GeneratorConfig(order="paired"), "groups"),
-        "kronecker": Spread(_KRONECKER, "terms", digits=2),
-        "kronecker-shuffled": Spread(_KRONECKER, "terms", digits=3, shuffled=True),
+        "ttn-blocked": Spread(),
+        "ttn-paired": Spread(GeneratorConfig(order="paired")),
+        "kronecker": Spread(by="terms", digits=2),
+        "kronecker-shuffled": Spread(by="terms", digits=3, shuffled=True),
     }
 )
 

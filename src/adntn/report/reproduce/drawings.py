@@ -200,9 +200,9 @@ def _panels(drawn: Mapping[str, Sequence[Mark]], names: Sequence[str], title: st
         if places:
             axes.axhspan(places[0] - 0.5, places[-1] + 0.5, color=_SHADE, zorder=0, linewidth=0)
     if places and panels:
-        panels[0].text(
-            0.99, places[-1] + 0.42, "controls", transform=panels[0].get_yaxis_transform(), ha="right", fontsize=8
-        )
+        ground = {"facecolor": _SHADE, "edgecolor": "none", "pad": 1}  # the dense network's line may pass there
+        where = panels[0].get_yaxis_transform()
+        panels[0].text(0.99, places[-1] + 0.42, "controls", transform=where, ha="right", fontsize=8, bbox=ground)
     figure.suptitle(wrapped(title, figure), x=0.01, ha="left", fontsize=11)
     return figure, panels
 

@@ -166,7 +166,9 @@ LAYERS: dict[str, LayerCase] = {
     "conv": LayerCase(_conv(32, 32), (2, 32, 5, 6)),
     "conv, no bias, mera": LayerCase(_conv(32, 40, bias=False, config={"topology": "mera"}), (2, 32, 5, 6)),
     "conv, Kronecker": LayerCase(
-        _conv(25, 36, padding=1, config={**KRONECKER, "radix": 6, "kernel_radix": 3, "terms": 2}), (2, 25, 5, 6)
+        _conv(25, 36, padding=1, config={**KRONECKER, "radix": 6, "kernel_radix": 3, "terms": 2}),
+        (2, 25, 5, 6),
+        way="dense",
     ),
     "conv, Kronecker, stride, dilation, padded": LayerCase(
         _conv(60, 50, stride=(2, 1), padding="valid", dilation=(1, 2), config={**KRONECKER, "radix": 8}),
@@ -187,6 +189,7 @@ LAYERS: dict[str, LayerCase] = {
     "conv3d, Kronecker": LayerCase(
         _conv3d(16, 16, (3, 1, 3), padding=(1, 0, 1), config={**KRONECKER, "radix": 4, "kernel_radix": 3}),
         (2, 16, 3, 2, 3),
+        way="dense",
     ),
     "conv, 1x1": LayerCase(_conv(64, 64, 1), (2, 64, 3, 2)),
     "conv, uneven kernel and stride": LayerCase(_conv(32, 32, (3, 2), stride=(2, 1), padding=(1, 0)), (2, 32, 6, 5)),

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from adntn import Generator, GeneratorConfig
 from adntn.errors import ConfigError
+from adntn.execution.machine import using
 from adntn.execution.plan import Work, choose, multiply_adds
 from adntn.nn import Conv2d, ConvTranspose2d, Embedding, Linear
 
@@ -113,13 +114,23 @@ def test_lookups_run_factored_whatever_the_size() -> None:
     assert Embedding(8, 8, config=GeneratorConfig(order="paired")).way.name == "dense"
 
 
+@pytest.mark.parametrize("terms, way", [(1, "factored"), (3, "factored"), (4, "dense"), (8, "dense")])
+def test_auto_makes_the_weight_of_a_convolution_that_many_kronecker_products_have_to_pass(terms: int, way: str) -> None:
+    config = GeneratorConfig.kronecker((128, 128, 3, 3), terms=terms)
+    layer = Conv2d(128, 128, 3, padding=1, config=config, device="meta")
+    with using(None):
+        layer.execution = "auto"
+    assert layer.way.name == way
+    assert Linear(128, 128, config=GeneratorConfig.kronecker((128, 128)), device="meta").way.name == "factored"
+
+
 @pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
 def test_auto_takes_the_way_with_clearly_less_arithmetic(layer: LayerCase) -> None:
     module = layer.build()
     groups, stride = getattr(module, "groups", 1), math.prod(getattr(module, "stride", ()))
     work = multiply_adds(module, groups=groups, stride=stride)
     if layer.splits and layer.rows is None:
-        assert module.way.name == ("factored" if work.factored < 0.75 * work.dense else "dense")
+        assert module.way.name == ("factored" if work.factored < min(0.75, work.worthwhile) * work.dense else "dense")
     else:
         assert module.way.name == ("factored" if layer.splits else "dense")
 

@@ -25,6 +25,11 @@ __all__ = ["Work", "as_chosen", "choose", "find_choices", "machine_choices", "mu
 # Three calls instead of one; below this share of the arithmetic they are still the faster way.
 _WORTHWHILE = 0.75
 
+# Of a convolution through Kronecker products. Kernels channel by channel are slow on small maps, in bfloat16 and with
+# channels last, and what stands between the products is written and read term by term: of 128 channels with an eighth
+# of the arithmetic a training step took longer than with the whole weight.
+_WORTHWHILE_BY_CHANNEL = 0.1
+
 # Where both ways are equally fast the plain one is to be taken.
 _CLEARLY = 0.95
 
@@ -38,10 +43,12 @@ class Work:
     Attributes:
         dense: with the whole weight.
         factored: with its factors; as dense where it has none.
+        worthwhile: the share of the dense multiply-adds below which the factored ones may be the faster way.
     """
 
     dense: int
     factored: int
+    worthwhile: float = 1.0
 
     def __str__(self) -> str:
         return f"{self.factored:,} multiply-adds a position factored, {self.dense:,} dense"
@@ -67,9 +74,10 @@ def choose(
         return way
     assert work is not None
     # With more arithmetic in more calls there is nothing to find out.
-    choices = None if find is None or work.factored >= work.dense else find()
+    choices = None if find is None or work.factored >= work.worthwhile * work.dense else find()
     if choices is None:
-        choices = Choices.only("factored" if work.factored < _WORTHWHILE * work.dense else "dense")
+        share = min(_WORTHWHILE, work.worthwhile)
+        choices = Choices.only("factored" if work.factored < share * work.dense else "dense")
     return as_chosen(choices, work)
 
 
@@ -115,6 +123,7 @@ def multiply_adds(generator: GeneratorModule, *, groups: int = 1, stride: int = 
     elif generator.kronecker is not None and groups == 1:
         blocks = generator.factored_groups
         factored = blocks * generator.config.terms * generator.kronecker.multiply_adds(rows // blocks, stride)
+        return Work(dense, factored, _WORTHWHILE_BY_CHANNEL if math.prod(kernel) > 1 else 1.0)
     return Work(dense, factored)
 
 

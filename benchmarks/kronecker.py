@@ -4,9 +4,10 @@
     python benchmarks/kronecker.py --table               # prints the table of docs/speed.md
 
 Two digits a side and bond 1, so that the weight is a sum of Kronecker products, of 1, 4 and as many as bring the
-trained numbers to about a hundredth of the weight. *Inference* is under ``adntn.cached``. A *step* is forward and
-backward for a given gradient of the output, to the input too. All are timed in turns in one process, after two rounds
-that do not count; medians, with the least and the most of the rounds' ratios.
+trained numbers to about a hundredth of the weight. Convolutions also on the small maps that are deep in a network for
+CIFAR-10, and there under bfloat16's autocast with channels last too. *Inference* is under ``adntn.cached``. A *step* is
+forward and backward for a given gradient of the output, to the input too. All are timed in turns in one process, after
+two rounds that do not count; medians, with the least and the most of the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from adntn.checkpoint import writing
 RESULTS = Path(__file__).parent / "results" / "kronecker.json"
 LINEAR, BATCHES = (1024, 4096), (64,)
 CHANNELS, MAPS, IMAGES = (128, 256, 512), (8,), 32
+DEEP_MAPS, DEEP_IMAGES = (4, 2), 128
+MIXED = "bfloat16, channels last"
 TERMS, SHARE = (1, 4), 100
 WARM_UP, ROUNDS = 2, 9
 SEED = 0
@@ -38,28 +41,25 @@ seconds = run_path(str(Path(__file__).parent / "pairs.py"))["seconds"]
 Work = Callable[[], object]
 
 
-def cases() -> list[tuple[str, nn.Module, tuple[int, ...]]]:
-    """Return names, torch's layers on the meta device, and shapes of inputs."""
-    found: list[tuple[str, nn.Module, tuple[int, ...]]] = []
+def cases() -> list[tuple[str, nn.Module, tuple[int, ...], bool]]:
+    """Return names, torch's layers on the meta device, shapes of inputs, and whether in bfloat16 with channels last."""
+    found: list[tuple[str, nn.Module, tuple[int, ...], bool]] = []
     for size in LINEAR:
         dense: nn.Module = nn.Linear(size, size, device="meta")
-        found += [(f"linear {size}×{size}, batch {batch}", dense, (batch, size)) for batch in BATCHES]
+        found += [(f"linear {size}×{size}, batch {batch}", dense, (batch, size), False) for batch in BATCHES]
     for channels in CHANNELS:
         dense = nn.Conv2d(channels, channels, 3, padding=1, device="meta")
-        name = f"conv {channels}×{channels}×3×3, {IMAGES} maps of"
-        found += [(f"{name} {side}×{side}", dense, (IMAGES, channels, side, side)) for side in MAPS]
+        maps = [(IMAGES, side, False) for side in MAPS]
+        if channels == CHANNELS[0]:
+            maps += [(DEEP_IMAGES, side, mixed) for side in DEEP_MAPS for mixed in (False, True)]
+        for images, side, mixed in maps:
+            name = f"conv {channels}×{channels}×3×3, {images} maps of {side}×{side}{f', {MIXED}' if mixed else ''}"
+            found.append((name, dense, (images, channels, side, side), mixed))
     return found
 
 
-def config(shape: tuple[int, ...], terms: int) -> adntn.GeneratorConfig:
-    radix = math.isqrt(shape[0] - 1) + 1
-    return adntn.GeneratorConfig(
-        order="paired", radix=radix, bond_dim=1, kernel_radix=3, terms=terms, initialization="conformal"
-    )
-
-
 def all_terms(shape: tuple[int, ...]) -> list[int]:
-    one = adntn.Generator(shape, config(shape, 1), device="meta")
+    one = adntn.Generator(shape, adntn.GeneratorConfig.kronecker(shape), device="meta")
     return sorted({*TERMS, max(1, round(math.prod(shape) / SHARE / one.num_parameters))})
 
 
@@ -73,24 +73,31 @@ def in_turns(works: Mapping[str, Work], rounds: int) -> dict[str, Any]:
     return found
 
 
-def compare(name: str, template: nn.Module, shape: tuple[int, ...], terms: int, rounds: int) -> dict[str, Any]:
+def compare(
+    name: str, template: nn.Module, shape: tuple[int, ...], terms: int, rounds: int, *, mixed: bool
+) -> dict[str, Any]:
     torch.manual_seed(SEED)
     torchs = copy.deepcopy(template).to_empty(device="cpu")
     torchs.reset_parameters()  # type: ignore[operator]
     weight = tuple(template.weight.shape)
     kind = adntn.nn.Linear if len(weight) == 2 else adntn.nn.Conv2d
-    factored = kind.from_dense(torchs, config(weight, terms), execution="factored")
+    factored = kind.from_dense(torchs, adntn.GeneratorConfig.kronecker(weight, terms=terms), execution="factored")
     whole = kind.from_dense(torchs, share=factored, execution="dense")
     layers: dict[str, nn.Module] = {"torch": torchs, "whole": whole, "factored": factored}
-    x = torch.randn(shape, requires_grad=True)
-    with torch.inference_mode(), adntn.cached(factored):  # of a shared generator the whole weight is kept too
-        inference = in_turns({key: lambda layer=layer: layer(x) for key, layer in layers.items()}, rounds)
-    gradient = torch.randn_like(torchs(x))
+    x = torch.randn(shape)
+    if mixed:
+        x = x.to(memory_format=torch.channels_last)
+        torchs.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    x.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        with torch.inference_mode(), adntn.cached(factored):  # of a shared generator the whole weight is kept too
+            inference = in_turns({key: lambda layer=layer: layer(x) for key, layer in layers.items()}, rounds)
+        gradient = torch.randn_like(torchs(x))
 
-    def step(layer: nn.Module) -> Work:
-        return lambda: torch.autograd.grad(layer(x), [x, *layer.parameters()], gradient)
+        def step(layer: nn.Module) -> Work:
+            return lambda: torch.autograd.grad(layer(x), [x, *layer.parameters()], gradient)
 
-    training = in_turns({key: step(layer) for key, layer in layers.items()}, rounds)
+        training = in_turns({key: step(layer) for key, layer in layers.items()}, rounds)
     numbers = {"terms": terms, "numbers": factored.num_parameters, "weight": math.prod(weight)}
     return {"layer": name, **numbers, "inference": inference, "step": training}
 
@@ -118,9 +125,9 @@ def main() -> None:
         print(table())
         return
     rows = []
-    for name, dense, shape in cases():
+    for name, dense, shape, mixed in cases():
         for terms in all_terms(tuple(dense.weight.shape)):  # type: ignore[union-attr, arg-type]
-            rows.append(compare(name, dense, shape, terms, args.rounds))
+            rows.append(compare(name, dense, shape, terms, args.rounds, mixed=mixed))
             print(json.dumps(rows[-1]), flush=True)
     result = {"torch": torch.__version__, "threads": torch.get_num_threads(), "rounds": args.rounds, "seed": SEED}
     with writing(RESULTS) as temporary:

@@ -45,11 +45,12 @@ def size(shape: tuple[int, ...]) -> str:
     return "×".join(map(str, shape))
 
 
-def costs(options: Mapping[str, dict[str, Any]], shape: tuple[int, ...] = LINEAR) -> str:
+def costs(options: Mapping[str, dict[str, Any] | adntn.GeneratorConfig], shape: tuple[int, ...] = LINEAR) -> str:
     """What a generator of one weight stores, holds and may have as its rank, an option a row."""
     rows = []
     for name, changes in options.items():
-        gen = adntn.Generator(shape, adntn.GeneratorConfig(**changes), device="meta")
+        config = changes if isinstance(changes, adntn.GeneratorConfig) else adntn.GeneratorConfig(**changes)
+        gen = adntn.Generator(shape, config, device="meta")
         work = multiply_adds(gen)
         way = choose("auto", gen, work).name
         rows.append(
@@ -80,12 +81,6 @@ BASELINES: dict[str, dict[str, Any]] = {
     "`subspace`": {"topology": "subspace"},
     "`frozen`": {"topology": "frozen"},
 }
-
-
-def kronecker_costs(terms: Iterable[int]) -> str:
-    """What sums of so many Kronecker products of two digits a side cost."""
-    options = {f"`terms={n}`": adntn.GeneratorConfig.kronecker(CONV, terms=n).to_dict() for n in terms}
-    return costs({name: {k: v for k, v in each.items() if k != "version"} for name, each in options.items()}, CONV)
 
 
 def number(option: str, values: Iterable[int], **others: Any) -> dict[str, dict[str, Any]]:
@@ -176,7 +171,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "more": lambda: costs({**number("terms", (1, 2, 4)), "`gate=True`": {"gate": True}}),
     "order": lambda: costs({f"`{o}`": {"order": o} for o in ("blocked", "block_paired", "flat", "paired")}),
     "order-conv": lambda: costs({f"`{o}`": {"order": o} for o in ("blocked", "block_paired", "flat", "paired")}, CONV),
-    "products": lambda: kronecker_costs((1, 4, 16)),
+    "products": lambda: costs(
+        {f"`terms={n}`": adntn.GeneratorConfig.kronecker(CONV, terms=n) for n in (1, 4, 16)}, CONV
+    ),
     "groups": lambda: costs(number("groups", (1, 2, 4, 16, 64))),
     "sizes": lambda: costs(
         {

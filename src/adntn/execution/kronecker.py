@@ -26,7 +26,7 @@ from adntn.tensorize import IN, OUT
 __all__ = ["Kronecker", "merges"]
 
 # Numbers of what stands between the two products that are made at a time. Two megabytes stay in a processor's cache;
-# what is larger takes up to six times as long, on pages that the system has to give anew.
+# what is larger is written to memory and read again, on pages that the system has to give anew.
 _PIECE = 1 << 19
 
 _HAS_CHANNELWISE = torch.backends.mkldnn.is_available()

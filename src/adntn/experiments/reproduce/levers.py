@@ -65,7 +65,7 @@ class Lever:
         if self.digits is None:
             config = GeneratorConfig(**{"order": "paired"} | dict(self.options))
         else:
-            config = GeneratorConfig.kronecker(shape, self.digits)
+            config = GeneratorConfig.kronecker(shape, self.digits, **self.options)
         return config if self.grows is None else sized(config, shape, numbers, self.grows)
 
 

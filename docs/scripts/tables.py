@@ -209,6 +209,7 @@ EXPERIMENTS: dict[str, tuple[Callable[[Path, int], str], dict[str, str]]] = {
         },
     ),
     "whole": (whole_text, {"accuracy.png": "Test accuracy against the trained numbers of the whole model"}),
+    "whole-8": (whole_text, {}),
     "levers": (levers_text, {}),
 }
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from adntn.describe import generated_weights
 from adntn.experiments.reproduce.counts import count_numbers
-from adntn.experiments.reproduce.levers import LEVERS, SIZES, lever_rows
+from adntn.experiments.reproduce.levers import LEVERS, SIZES, Lever, lever_rows
 from adntn.experiments.reproduce.rows import Row
 from adntn.experiments.reproduce.settings import Settings
 from adntn.initialize import default_std
@@ -83,3 +83,27 @@ def test_early_and_late_turn_the_share_of_the_halves_around() -> None:
 def test_a_start_at_a_hundredth_is_one() -> None:
     weight = weights_of(rows()["start-100th-large"].make(0))["features.27"]
     assert float(weight.weight.detach().std()) == pytest.approx(0.01 * default_std(weight.shape), rel=1e-3)
+
+
+def test_layers_of_one_shape_share_cores_and_have_a_root_each() -> None:
+    row, plain = rows()["shared-large"], rows()["ttn-large"]
+    weights = weights_of(row.make(0))
+    first, second, other = (weights[f"features.{place}"] for place in (30, 37, 24))
+    ours, theirs = dict(first.generator_parameters()), dict(second.generator_parameters())
+    assert {name for name in ours if ours[name] is not theirs[name]} == {"root"}
+    assert not {id(p) for p in ours.values()} & {id(p) for _, p in other.generator_parameters()}
+    assert count_numbers(row).layer_trained == pytest.approx(count_numbers(plain).layer_trained, rel=0.1)
+    assert first.config.groups > weights_of(plain.make(0))["features.30"].config.groups
+
+
+def test_one_row_learns_from_the_dense_network() -> None:
+    row = rows()["kronecker-distilled-large"]
+    assert row.teacher is rows()["dense"]
+    assert all(each.teacher is None for each in rows().values() if each is not row)
+
+
+def test_options_of_a_lever_go_with_its_digits() -> None:
+    lever = Lever("faster", {"initialization": "isometric"}, grows="terms", digits=2)
+    config = lever.config((64, 64, 3, 3), 900)
+    assert (config.initialization, config.bond_dim) == ("isometric", 1)
+    assert config.terms > 1

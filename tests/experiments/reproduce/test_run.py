@@ -25,6 +25,7 @@ from adntn.experiments.reproduce.counts import count_numbers
 from adntn.experiments.reproduce.rows import Folder, Result
 from adntn.experiments.reproduce.run import Told, run_rows
 from adntn.experiments.seeded import SeededConv2d
+from adntn.training.objective import Losses, Objective
 
 DATA = bright_halves()
 ROWS = {row.variant: row for row in small_rows(SETTINGS, DATA.image_shape, DATA.num_classes)}
@@ -150,6 +151,55 @@ def test_what_another_process_trains_is_passed_over(tmp_path: Path) -> None:
         results = run_rows([ROWS["ttn"], ROWS["deleted"]], (0,), DATA, folder, tell=heard)
     assert [each.name for each in results] == ["small-fc/deleted"]
     assert heard.begun() == [("small-fc/deleted", 0)]
+
+
+def test_a_teacher_is_trained_before_its_row_and_learned_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taught_by: list[tuple[Losses, nn.Module | None]] = []
+
+    def objective(losses: Losses, model: nn.Module, teacher: nn.Module | None, *, seed: int) -> Objective:
+        taught_by.append((losses, teacher))
+        return Objective(losses, model, teacher, seed=seed)
+
+    monkeypatch.setattr(run, "Objective", objective)
+    pupil = replace(ROWS["ttn"], variant="taught", teacher=ROWS["dense"])
+    folder = Folder(tmp_path / "run")
+    folder.claim("small", SETTINGS, DATA)
+    heard = Heard()
+    run_rows([ROWS["ttn"], pupil], (0,), DATA, folder, tell=heard)
+    assert heard.begun() == [(ROWS["ttn"].name, 0), (ROWS["dense"].name, 0), (pupil.name, 0)]
+    alone, taught = (load_file(folder.model_file(name, 0)) for name in (ROWS["ttn"].name, pupil.name))
+    assert alone.keys() == taught.keys()
+    assert not torch.equal(alone["4.weight"], taught["4.weight"])
+    ((losses, teacher),) = taught_by
+    assert {name: term.weight for name, term in losses.terms.items()} == {"cross_entropy": 0.5, "distillation": 0.5}
+    assert teacher is not None
+    dense = load_file(folder.model_file(ROWS["dense"].name, 0))
+    assert all(torch.equal(value, dense[name]) for name, value in teacher.state_dict().items())
+
+
+def test_a_teacher_that_is_gone_is_trained_again_where_a_row_still_needs_it(tmp_path: Path) -> None:
+    dense, pupil = ROWS["dense"], replace(ROWS["ttn"], variant="taught", teacher=ROWS["dense"])
+    folder = Folder(tmp_path / "run")
+    folder.claim("small", SETTINGS, DATA)
+    (first,) = run_rows([dense], (0,), DATA, folder)
+    file = folder.model_file(dense.name, 0)
+    kept = file.with_name("kept.safetensors")
+    file.rename(kept)
+    again, _ = run_rows([pupil], (0,), DATA, folder)
+    assert same(first, again)
+    assert_same_model(kept, file)
+    file.unlink()
+    run_rows([pupil], (0,), DATA, folder)
+    assert not file.exists()  # nobody needs it now
+
+
+def test_what_learns_from_a_row_of_another_process_is_passed_over(tmp_path: Path) -> None:
+    pupil = replace(ROWS["ttn"], variant="taught", teacher=ROWS["dense"])
+    folder = Folder(tmp_path / "run")
+    folder.claim("small", SETTINGS, DATA)
+    with Folder(tmp_path / "run").holding(ROWS["dense"].name, 0) as mine:
+        assert mine
+        assert run_rows([pupil], (0,), DATA, folder) == []
 
 
 def test_what_another_process_finished_just_now_is_not_trained_again(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from adntn import Generator, GeneratorConfig
@@ -47,3 +49,12 @@ def test_groups_divide_the_rows_and_sums_go_on_where_they_end() -> None:
 def test_an_unknown_way_to_grow_is_an_error() -> None:
     with pytest.raises(ConfigError, match="by='group' is not known"):
         sized(PAIRED, (8, 8), 100, "group")
+
+
+def test_layers_that_share_cores_have_more_of_them() -> None:
+    alone = sized(PAIRED, (128, 128, 3, 3), 900, "groups")
+    config = sized(PAIRED, (128, 128, 3, 3), 900, "groups", sharing=5)
+    blueprint = Blueprint((128, 128, 3, 3), config)
+    root = math.prod(blueprint.parameter_shapes["root"])
+    assert config.groups > alone.groups
+    assert root + (blueprint.num_parameters - root) / 5 == pytest.approx(900, rel=0.35)

@@ -21,6 +21,7 @@ from adntn.experiments.reproduce.settings import Settings
 from adntn.experiments.reproduce.sizing import sized
 from adntn.experiments.variants import Variant
 from adntn.initialize import default_std
+from adntn.nn import GeneratedWeight
 from adntn.topology import GeneratorConfig
 
 __all__ = ["LEVERS", "SIZES", "Lever", "lever_rows"]
@@ -46,6 +47,8 @@ class Lever:
         start: share of the usual deviation that the weights start with.
         seeding: what random is mixed in, see :class:`~adntn.experiments.seeded.SeededConv2d`.
         early: share of the numbers that the first half of the layers has; None gives each layer as many.
+        shared: whether layers of one shape have their cores in common, and a root each.
+        distilled: whether the dense network, trained before, is the teacher.
         ours: whether it is a tree.
     """
 
@@ -58,15 +61,17 @@ class Lever:
     start: float = 1.0
     seeding: str | None = None
     early: float | None = None
+    shared: bool = False
+    distilled: bool = False
     ours: bool = True
 
-    def config(self, shape: tuple[int, ...], numbers: int) -> GeneratorConfig:
-        """Return the config of a weight of about so many numbers."""
+    def config(self, shape: tuple[int, ...], numbers: int, alike: int = 1) -> GeneratorConfig:
+        """Return the config of a weight of about so many numbers, one of several layers of its shape."""
         if self.digits is None:
             config = GeneratorConfig(**{"order": "paired"} | dict(self.options))
         else:
             config = GeneratorConfig.kronecker(shape, self.digits, **self.options)
-        return config if self.grows is None else sized(config, shape, numbers, self.grows)
+        return config if self.grows is None else sized(config, shape, numbers, self.grows, alike if self.shared else 1)
 
 
 _BOTH = ("small", "large")
@@ -123,9 +128,13 @@ LEVERS: Mapping[str, Lever] = {
     "kronecker-4": Lever("four digits a side, at 3e-2", grows="terms", digits=4, core_lr=3e-2),
     "early": Lever("sums; three quarters of the numbers in the first half", grows="terms", early=0.75),
     "late": Lever("sums; three quarters of the numbers in the second half", grows="terms", early=0.25),
-    # learning rates
+    "shared": Lever("cores in common to layers of one shape, a root each", shared=True),
+    # learning rates and what is learned from
     "slow": Lever("cores at 3e-3", core_lr=3e-3),
     "fast": Lever("cores at 3e-2", core_lr=3e-2),
+    "kronecker-distilled": Lever(
+        "Kronecker products that learn from the trained dense network too", grows="terms", digits=2, distilled=True
+    ),
     # seeded randomness
     "signs": Lever("a random sign for each pair of channels", seeding="signs", sizes=_BOTH),
     "scramble": Lever("pairs of channels permuted, random signs", seeding="scramble"),
@@ -156,6 +165,7 @@ def lever_rows(settings: Settings, image_shape: ImageShape, num_classes: int) ->
         make = functools.partial(Variant(variant, variant).make, build, layers)
         how = settings.optimization(_RATE, _RATE)
         rows.append(row(variant=variant, make=make, optimization=how, about=about(None, says, False)))
+    dense = rows[0]
     for size, numbers in SIZES.items():
         rows.append(
             row(
@@ -174,19 +184,20 @@ def lever_rows(settings: Settings, image_shape: ImageShape, num_classes: int) ->
                         make=functools.partial(_generated, network, lever, configs),
                         optimization=settings.optimization(_RATE, lever.core_lr),
                         about=about(size, lever.says, lever.ours),
+                        teacher=dense if lever.distilled else None,
                     )
                 )
     return rows
 
 
 def _configs(lever: Lever, weights: Mapping[str, tuple[int, ...]], numbers: int) -> dict[str, GeneratorConfig]:
-    half = len(weights) // 2
+    half, shapes = len(weights) // 2, list(weights.values())
     configs = {}
     for place, (name, shape) in enumerate(weights.items()):
         share = 1.0
         if lever.early is not None:
             share = 2 * (lever.early if place < half else 1 - lever.early)
-        configs[name] = lever.config(shape, round(share * numbers))
+        configs[name] = lever.config(shape, round(share * numbers), shapes.count(shape))
     return configs
 
 
@@ -195,8 +206,21 @@ def _generated(network: Whole, lever: Lever, configs: Mapping[str, GeneratorConf
         model = network.seeded(configs, lever.seeding, seed)
     else:
         model = Variant("", overrides=configs).make(network.build, list(configs), seed)
+    if lever.shared:
+        _share(model)
     if lever.start != 1.0:
         for weight in generated_weights(model).values():
             weight.std = lever.start * default_std(weight.shape)
             weight.draw_()
     return model
+
+
+def _share(model: nn.Module) -> None:
+    """Give every layer but the first of a shape that one's cores; the root stays its own."""
+    firsts: dict[tuple[int, ...], GeneratedWeight] = {}
+    for weight in generated_weights(model).values():
+        first = firsts.setdefault(tuple(weight.shape), weight)
+        for name, parameter in first.generator_parameters():
+            parent, _, attribute = name.rpartition(".")
+            if first is not weight and name != "root":
+                setattr(weight.get_submodule(parent), attribute, parameter)

@@ -36,6 +36,8 @@ class Row:
         layers: that it is about, by their names in the dense network.
         optimization: how it is trained.
         about: whatever else is to stand in the result: budget, config.
+        teacher: a row that is trained before it, with the same seed, and that it learns from too; it must be of the
+            network as it stands.
     """
 
     group: str
@@ -46,6 +48,7 @@ class Row:
     layers: tuple[str, ...]
     optimization: Optimization
     about: Mapping[str, Any] = field(default_factory=dict)
+    teacher: Row | None = None
 
     @property
     def name(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
 import time
@@ -11,7 +12,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import nn
 
-from adntn.checkpoint import save
+from adntn.checkpoint import load, save
 from adntn.errors import ConfigError, NonFiniteError, TrainingStopped
 from adntn.experiments.data import ImageData
 from adntn.experiments.parts import all_to_learn_from
@@ -23,9 +24,14 @@ from adntn.nn import GeneratedWeight
 from adntn.training.data import TrainingData
 from adntn.training.folder import describe_machine, write_json
 from adntn.training.loop import fit
+from adntn.training.objective import Losses, Objective
 from adntn.training.stages.base import Event
+from adntn.training.terms import CrossEntropy, Distillation
 
 __all__ = ["Told", "run_rows"]
+
+# Of the loss, the teacher's share, and the temperature at which its answers are compared (Hinton et al. 2015).
+_TEACHING, _TEMPERATURE = 0.5, 4.0
 
 
 @dataclass(frozen=True)
@@ -63,10 +69,11 @@ def run_rows(
     deadline: float | None = None,
     tell: Callable[[Told], None] = lambda told: None,
 ) -> list[Result]:
-    """Train what is not finished, each row with the first seed before any with the second.
+    """Train what is not finished, each row with the first seed before any with the second, its teacher before it.
 
-    Several processes may work on one folder: what another one is training is passed over. A row that comes to NaN or
-    infinity does not keep the others from being trained.
+    Several processes may work on one folder: what another one is training is passed over, with what learns from it. A
+    row that comes to NaN or infinity does not keep the others from being trained. A teacher whose network is not in the
+    folder any more is trained again.
 
     Args:
         rows: to train.
@@ -78,7 +85,7 @@ def run_rows(
         tell: is told the progress.
 
     Returns:
-        What is finished of the rows and seeds asked for.
+        What is finished of the rows and seeds asked for, and of their teachers.
 
     Raises:
         TrainingStopped: the time was up, or SIGTERM came. Run again to go on.
@@ -88,20 +95,27 @@ def run_rows(
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device='cuda' is not possible here: torch sees no CUDA device.")
     data: TrainingData | None = None
-    todo = [(row, seed) for seed in seeds for row in rows]
+    with_teachers = [each for row in rows for each in (row.teacher, row) if each is not None]
+    todo = [(row, seed) for seed in seeds for row in dict.fromkeys(with_teachers)]
     results: list[Result] = []
     failures: list[str] = []
     for number, (row, seed) in enumerate(todo, 1):
         at = (row.name, seed, number, len(todo))
-        known = folder.result(row.name, seed)
+        pupils = [each for each in rows if each.teacher is row and folder.result(each.name, seed) is None]
+
+        def result(row: Row = row, seed: int = seed, taught: bool = bool(pupils)) -> Result | None:
+            gone = taught and not folder.model_file(row.name, seed).is_file()
+            return None if gone else folder.result(row.name, seed)
+
+        known = result()
         if known is not None:
             results.append(known)
             tell(Told(*at, result=known, earlier=True))
             continue
         with folder.holding(row.name, seed) as mine:
-            if not mine:
+            if not mine or (row.teacher is not None and not folder.model_file(row.teacher.name, seed).is_file()):
                 continue
-            known = folder.result(row.name, seed)
+            known = result()
             earlier = known is not None
             if known is None:
                 if deadline is not None and time.monotonic() >= deadline:
@@ -141,9 +155,22 @@ def _train(
     checkpoints = folder.checkpoints(row.name, seed)
     if row.optimization.compile:
         torch.compiler.reset()  # or after some networks torch has enough of it, and runs the next ones as they are
-    fitted = fit(
-        model, data, row.optimization, folder=checkpoints, seed=seed, device=device, tell=tell, deadline=deadline
-    )
+    teacher: nn.Module | None = None
+    if row.teacher is not None:
+        teacher = load(row.teacher.make(seed), folder.model_file(row.teacher.name, seed))
+    with contextlib.nullcontext() if teacher is None else Objective(_taught(row), model, teacher, seed=seed) as taught:
+        fitted = fit(
+            model,
+            data,
+            row.optimization,
+            objective=taught,
+            teacher=teacher,
+            folder=checkpoints,
+            seed=seed,
+            device=device,
+            tell=tell,
+            deadline=deadline,
+        )
     model.to("cpu")
     if not any(isinstance(layer, SeededConv2d) for layer in model.modules()):
         # What is mixed into those is not in a file: their numbers, loaded, would be those of another network.
@@ -172,6 +199,12 @@ def _train(
     write_json(path, result.to_dict())
     shutil.rmtree(checkpoints, ignore_errors=True)
     return result
+
+
+def _taught(row: Row) -> Losses:
+    how = row.optimization
+    labels = CrossEntropy(weight=1 - _TEACHING, label_smoothing=how.label_smoothing)
+    return Losses(cross_entropy=labels, distillation=Distillation(weight=_TEACHING, temperature=_TEMPERATURE))
 
 
 @torch.no_grad()

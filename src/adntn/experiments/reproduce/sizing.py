@@ -14,7 +14,7 @@ GROWS = ("groups", "terms", "dimension")
 _GROUPS = (1, 2, 4, 8, 16)
 
 
-def sized(config: GeneratorConfig, shape: tuple[int, ...], numbers: int, by: str) -> GeneratorConfig:
+def sized(config: GeneratorConfig, shape: tuple[int, ...], numbers: int, by: str, sharing: int = 1) -> GeneratorConfig:
     """Return a config with as many groups, terms or dimensions as bring a weight's numbers nearest to a count.
 
     Groups are a power of two up to 16 that divides the rows and leaves two of them at least; beyond them, sums. It is
@@ -25,6 +25,7 @@ def sized(config: GeneratorConfig, shape: tuple[int, ...], numbers: int, by: str
         shape: of the weight.
         numbers: wanted.
         by: one of :data:`GROWS`.
+        sharing: generators that have their cores in common and a root each; a weight has its part of those cores.
 
     Raises:
         ConfigError: there is no such way to grow.
@@ -34,9 +35,17 @@ def sized(config: GeneratorConfig, shape: tuple[int, ...], numbers: int, by: str
     if by == "dimension":
         return config.replace(subspace_dim=numbers)
     if by == "terms":
-        return config.replace(terms=max(1, round(numbers / Blueprint(shape, config).num_parameters)))
+        return config.replace(terms=max(1, round(numbers / _count(shape, config, sharing))))
     groups = [count for count in _GROUPS if shape[0] % count == 0 and 2 * count <= shape[0]] or [1]
     many = [config.replace(groups=count) for count in groups]
-    most = Blueprint(shape, many[-1]).num_parameters
+    most = _count(shape, many[-1], sharing)
     many += [many[-1].replace(terms=round(numbers / most))] if numbers > 2 * most else []
-    return min(many, key=lambda each: abs(Blueprint(shape, each).num_parameters - numbers))
+    return min(many, key=lambda each: abs(_count(shape, each, sharing) - numbers))
+
+
+def _count(shape: tuple[int, ...], config: GeneratorConfig, sharing: int) -> float:
+    blueprint = Blueprint(shape, config)
+    if sharing == 1:
+        return blueprint.num_parameters
+    root = math.prod(blueprint.parameter_shapes["root"])
+    return root + (blueprint.num_parameters - root) / sharing

@@ -104,7 +104,7 @@ def time_steps(
 
     In turns with the dense network, in one process. What is kept is the median of its times and that of its ratios,
     round by round, and on a GPU the most memory that a step took, the network's own included. A step is forward,
-    backward, clipping and optimiser, without augmentation.
+    backward, clipping and optimiser, without augmentation. Rows with a teacher are left out: most of their step is its.
 
     One process does it at a time; another one passes it over. All times of a network are of one machine: on another one
     none is added.
@@ -126,6 +126,7 @@ def time_steps(
             return
         known = read_timings(folder)
         machine = {**describe_machine(), "device": device}
+        rows = [row for row in rows if row.teacher is None]
         todo: list[Row] = []
         for network in dict.fromkeys(row.network for row in rows):
             missing = [r for r in rows if r.network == network and r.name not in known.get(network, {}).get("rows", {})]

@@ -260,6 +260,12 @@ def test_seeds_are_a_number_or_a_list(given: Any, seeds: tuple[int, ...] | None)
         assert parse_seeds(given) == seeds
 
 
+@pytest.mark.parametrize("given", [0, "0", "-2", []])
+def test_no_seed_at_all_is_an_error(given: Any) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f"seeds={given!r} is not possible; give at least one")):
+        parse_seeds(given)
+
+
 def test_without_options_the_job_is_the_demo() -> None:
     job = make_job({}, Job)
     assert (job.model, job.data, job.topologies, job.seeds) == ("small-cnn", "digits", TREES, (0, 1, 2))

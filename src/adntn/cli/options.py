@@ -115,16 +115,17 @@ def parse_seeds(given: Any) -> tuple[int, ...]:
     """Turn a number of seeds, or a list of them, into a list.
 
     Raises:
-        ConfigError: it is neither.
+        ConfigError: it is neither, or there is none.
     """
     try:
-        if type(given) is int:
-            return tuple(range(given))
-        if isinstance(given, str):
-            numbers = [int(part) for part in given.split(",")]
-            return tuple(range(numbers[0])) if len(numbers) == 1 else tuple(numbers)
-        return tuple(given)
+        numbers = [int(part) for part in given.split(",")] if isinstance(given, str) else given
+        if isinstance(given, str) and len(numbers) == 1:
+            numbers = numbers[0]
+        seeds = tuple(range(numbers)) if type(numbers) is int else tuple(numbers)
     except (TypeError, ValueError):
         raise ConfigError(
             f"seeds={given!r} is neither a number of seeds, as 3, nor a list of seeds, as 0,1,7."
         ) from None
+    if not seeds:
+        raise ConfigError(f"seeds={given!r} is not possible; give at least one, as 1, which is seed 0, or 0,1,7.")
+    return seeds

@@ -89,6 +89,27 @@ def test_shuffling_adds_up_the_same_trees_in_orders_of_their_own() -> None:
     assert len({tuple(order) for order in rows.tolist()}) == 3
 
 
+def test_a_tangent_goes_the_way_that_the_generator_sets_out_on_and_straight_on() -> None:
+    straight, bent = made("tangent").double(), plain().double()
+    torch.testing.assert_close(straight.weight, bent.weight)
+    start = straight.weight.detach().clone()
+    torch.manual_seed(3)
+    steps = [0.3 * torch.randn_like(p) for _, p in bent.generator_parameters()]
+
+    def gone(layer: Conv2d, share: float) -> torch.Tensor:
+        with torch.no_grad():
+            for (_, p), step in zip(layer.generator_parameters(), steps, strict=True):
+                p.add_(share * step)
+            weight = layer.weight.detach().clone()
+            for (_, p), step in zip(layer.generator_parameters(), steps, strict=True):
+                p.sub_(share * step)
+        return (weight - start) / share
+
+    torch.testing.assert_close(gone(straight, 1e-6), gone(bent, 1e-6), rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(gone(straight, 1e-2), gone(straight, 1.0))
+    assert float((gone(bent, 1.0) - gone(straight, 1.0)).norm() / gone(straight, 1.0).norm()) > 0.5
+
+
 def test_a_base_raises_the_stable_rank_and_blocks_are_zero_outside() -> None:
     base = made("base")
     assert stable_rank(base.weight) > stable_rank(plain().weight)

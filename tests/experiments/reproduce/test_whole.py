@@ -58,6 +58,11 @@ def test_kronecker_products_are_shuffled_where_they_are_called_so() -> None:
     assert all(layer.seeding == "shuffle" for layer in layers)
     assert any(layer.config.terms > 1 for layer in layers)
     assert not any(isinstance(layer, SeededConv2d) for layer in plain.make(0).modules())
+    tangent = rows()["vgg16/kronecker-tangent-20000"]
+    straight = [layer for layer in tangent.make(0).modules() if isinstance(layer, SeededConv2d)]
+    assert {layer.seeding for layer in straight} == {"tangent"}
+    assert count_numbers(tangent) == count_numbers(plain)
+    assert not tangent.about["ours"]
     assert count_numbers(shuffled).layer_stored == sum(layer.num_parameters for layer in layers)
     inputs = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(first(inputs), again(inputs))

@@ -142,6 +142,8 @@ def _networks(network: Whole, budget: int) -> dict[str, Make]:
         configs = spread.configs(weights, numbers)
         if _count(weights, configs) > numbers:
             continue
+        if name == "kronecker":
+            made["kronecker-tangent"] = functools.partial(network.seeded, configs, "tangent")
         if not spread.shuffled:
             made[name] = functools.partial(Variant(name, overrides=configs).make, build, layers)
         elif any(config.terms > 1 for config in configs.values()):

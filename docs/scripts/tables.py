@@ -23,6 +23,7 @@ from adntn.experiments.reproduce.expressivity import Fits
 from adntn.report.pages import markdown_table
 from adntn.report.reproduce import expressivity
 from adntn.report.reproduce.levers import levers_text
+from adntn.report.reproduce.lines import compare, gather, read_finished
 from adntn.report.reproduce.table3 import table3_text
 from adntn.report.reproduce.whole import whole_text
 from adntn.report.schema import RunReport
@@ -209,7 +210,6 @@ EXPERIMENTS: dict[str, tuple[Callable[[Path, int], str], dict[str, str]]] = {
         },
     ),
     "whole": (whole_text, {"accuracy.png": "Test accuracy against the trained numbers of the whole model"}),
-    "whole-8": (whole_text, {}),
     "levers": (levers_text, {}),
 }
 
@@ -230,6 +230,33 @@ TABLES.update(
         if (DOCS / "results" / name / "settings.json").is_file()
     }
 )
+
+
+#: Folders of whole networks that were trained for different lengths, and what all of them trained.
+LENGTHS = ("whole", "whole-8", "whole-16")
+TRAINED_LONGER = ("kronecker-20000", "subspace-20000", "subspaces-20000", "narrow-dense-20000", "dense")
+
+
+def lengths() -> str:
+    """Accuracies of VGG-16 at 20,000 numbers by length of training, and how far the first row is from the others."""
+    read = [read_finished(DOCS / "results" / name, "whole") for name in LENGTHS]
+    columns = [(f"{settings['epochs']} epochs", gather(results)["vgg16"]) for settings, results in read]
+    ours, *others = TRAINED_LONGER
+    rows = []
+    for name in TRAINED_LONGER:
+        found = [lines.get(name) for _, lines in columns]
+        trained = next(line.first.model_trained for line in found if line is not None)
+        cells = ["–" if line is None else line.written() for line in found]
+        rows.append([name.removesuffix("-20000"), f"{trained:,}", *cells])
+    for name in others[:2]:
+        apart = [compare(lines.get(ours), lines.get(name)) for _, lines in columns]
+        says = f"kronecker over {name.removesuffix('-20000')}, points"
+        rows.append([says, "", *("–" if each is None else each.written() for each in apart)])
+    return speed.markdown(["network", "trained", *(title for title, _ in columns)], rows)
+
+
+if all((DOCS / "results" / name / "settings.json").is_file() for name in LENGTHS):
+    TABLES["lengths"] = lengths
 
 
 def run_report() -> RunReport:

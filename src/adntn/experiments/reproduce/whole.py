@@ -32,7 +32,13 @@ NETWORKS = ("vgg16", "resnet20")
 # Peak learning rates of dense weights and of root and cores. Every convolution has a batch norm behind it. Trees do
 # worse at a third and at three times of it, random subspaces better at three times and ten (adntn reproduce levers).
 _RATE = 1e-2
-_CORE_RATES = {"subspace": 6e-2, "subspaces": 6e-2, "kronecker": 2e-2, "kronecker-shuffled": 2e-2}
+_CORE_RATES = {
+    "subspace": 6e-2,
+    "subspaces": 6e-2,
+    "kronecker": 2e-2,
+    "kronecker-shuffled": 2e-2,
+    "kronecker-tangent": 2e-1,
+}
 
 
 @dataclass(frozen=True)

@@ -96,10 +96,10 @@ def test_layers_of_one_shape_share_cores_and_have_a_root_each() -> None:
     assert first.config.groups > weights_of(plain.make(0))["features.30"].config.groups
 
 
-def test_one_row_learns_from_the_dense_network() -> None:
-    row = rows()["kronecker-distilled-large"]
-    assert row.teacher is rows()["dense"]
-    assert all(each.teacher is None for each in rows().values() if each is not row)
+def test_products_and_a_rival_of_theirs_learn_from_the_dense_network() -> None:
+    taught = {name for name, row in rows().items() if row.teacher is not None}
+    assert taught == {"kronecker-distilled-large", "subspace-distilled-large"}
+    assert all(rows()[name].teacher is rows()["dense"] for name in taught)
 
 
 def test_options_of_a_lever_go_with_its_digits() -> None:

@@ -156,6 +156,14 @@ LEVERS: Mapping[str, Lever] = {
     "subspace-faster": Lever(
         "a random subspace for each weight, trained at 1e-1", _SUBSPACE, grows="dimension", core_lr=1e-1, ours=False
     ),
+    "subspace-distilled": Lever(
+        "the same, learning from the trained dense network too",
+        _SUBSPACE,
+        grows="dimension",
+        core_lr=1e-1,
+        distilled=True,
+        ours=False,
+    ),
 }
 
 

@@ -232,26 +232,27 @@ TABLES.update(
 )
 
 
-#: Folders of whole networks that were trained for different lengths, and what all of them trained.
+#: Folders of whole networks trained for different lengths, what is shown of them, and what ours is set beside.
 LENGTHS = ("whole", "whole-8", "whole-16")
-TRAINED_LONGER = ("kronecker-20000", "subspace-20000", "subspaces-20000", "narrow-dense-20000", "dense")
+TRAINED_LONGER = ("kronecker", "kronecker-tangent", "subspace", "subspaces", "narrow-dense", "dense")
+BESIDE = ("kronecker-tangent", "subspace", "subspaces")
 
 
 def lengths() -> str:
-    """Accuracies of VGG-16 at 20,000 numbers by length of training, and how far the first row is from the others."""
-    read = [read_finished(DOCS / "results" / name, "whole") for name in LENGTHS]
-    columns = [(f"{settings['epochs']} epochs", gather(results)["vgg16"]) for settings, results in read]
-    ours, *others = TRAINED_LONGER
+    """Accuracies of VGG-16 at 20,000 numbers by length of training, and how far Kronecker products are from others."""
+    columns = []
+    for folder in LENGTHS:
+        settings, results = read_finished(DOCS / "results" / folder, "whole")
+        lines = {name.removesuffix("-20000"): line for name, line in gather(results)["vgg16"].items()}
+        columns.append((f"{settings['epochs']} epochs", lines))
     rows = []
     for name in TRAINED_LONGER:
         found = [lines.get(name) for _, lines in columns]
         trained = next(line.first.model_trained for line in found if line is not None)
-        cells = ["–" if line is None else line.written() for line in found]
-        rows.append([name.removesuffix("-20000"), f"{trained:,}", *cells])
-    for name in others[:2]:
-        apart = [compare(lines.get(ours), lines.get(name)) for _, lines in columns]
-        says = f"kronecker over {name.removesuffix('-20000')}, points"
-        rows.append([says, "", *("–" if each is None else each.written() for each in apart)])
+        rows.append([name, f"{trained:,}", *("–" if line is None else line.written() for line in found)])
+    for name in BESIDE:
+        apart = [compare(lines.get("kronecker"), lines.get(name)) for _, lines in columns]
+        rows.append([f"kronecker over {name}, points", "", *("–" if d is None else d.written() for d in apart)])
     return speed.markdown(["network", "trained", *(title for title, _ in columns)], rows)
 
 

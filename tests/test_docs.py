@@ -155,6 +155,11 @@ def test_the_commands_of_the_reproduce_and_evidence_pages_are_possible() -> None
         if asked.get("rows"):
             settings = Settings(width=asked["width"] or 1.0)
             chosen_rows(experiment_rows(name, settings, (3, 32, 32), 10), split_names(asked["rows"]) or ())
+        if (file := ROOT / (asked["out"] or "") / "settings.json").is_file():  # it is the command that was run
+            run = json.loads(file.read_text())
+            assert {key: asked[key] for key in ("width", "epochs") if key in asked} == {
+                key: run[key] for key in ("width", "epochs") if key in run
+            }, file
     parameters = [each for command in group.commands["reproduce"].commands.values() for each in command.params]
     known = {option for each in parameters for option in (*each.opts, *each.secondary_opts)}
     named = set(re.findall(r"`(--[a-z-]+)", (DOCS / "reproduce.md").read_text()))

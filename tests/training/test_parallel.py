@@ -85,9 +85,10 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 PROGRAM = """
-import os, sys, time
+import os, signal, sys, time
 from adntn.training.parallel import run_tasks
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what runs in the background deaf to it
     folder = sys.argv[1]
     command = [f"import os, time; open(f'{folder}/{{os.getpid()}}', 'w').close(); time.sleep(300)"] * 2
     for _ in run_tasks(exec, command, workers=2):

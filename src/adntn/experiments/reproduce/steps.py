@@ -104,7 +104,7 @@ def time_steps(
 
     In turns with the dense network, in one process. What is kept is the median of its times and that of its ratios,
     round by round, and on a GPU the most memory that a step took, the network's own included. A step is forward,
-    backward, clipping and optimiser, without augmentation. Rows with a teacher are left out: most of their step is its.
+    backward, clipping and optimiser, without augmentation. Rows with a teacher are left out: a step is its too.
 
     One process does it at a time; another one passes it over. All times of a network are of one machine: on another one
     none is added.

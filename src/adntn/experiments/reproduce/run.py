@@ -101,13 +101,7 @@ def run_rows(
     failures: list[str] = []
     for number, (row, seed) in enumerate(todo, 1):
         at = (row.name, seed, number, len(todo))
-        pupils = [each for each in rows if each.teacher is row and folder.result(each.name, seed) is None]
-
-        def result(row: Row = row, seed: int = seed, taught: bool = bool(pupils)) -> Result | None:
-            gone = taught and not folder.model_file(row.name, seed).is_file()
-            return None if gone else folder.result(row.name, seed)
-
-        known = result()
+        known = _finished(row, seed, rows, folder)
         if known is not None:
             results.append(known)
             tell(Told(*at, result=known, earlier=True))
@@ -115,7 +109,7 @@ def run_rows(
         with folder.holding(row.name, seed) as mine:
             if not mine or (row.teacher is not None and not folder.model_file(row.teacher.name, seed).is_file()):
                 continue
-            known = result()
+            known = _finished(row, seed, rows, folder)
             earlier = known is not None
             if known is None:
                 if deadline is not None and time.monotonic() >= deadline:
@@ -139,6 +133,13 @@ def run_rows(
     if failures:
         raise NonFiniteError(" ".join(failures))
     return results
+
+
+def _finished(row: Row, seed: int, rows: Sequence[Row], folder: Folder) -> Result | None:
+    """Return a row's result; None where it has none, or is to teach another row and its network is gone."""
+    teaches = any(each.teacher is row and folder.result(each.name, seed) is None for each in rows)
+    gone = teaches and not folder.model_file(row.name, seed).is_file()
+    return None if gone else folder.result(row.name, seed)
 
 
 def _train(

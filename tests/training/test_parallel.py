@@ -4,11 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import joblib
+import loky
+import loky.process_executor
 import pytest
 
 import adntn
@@ -70,17 +72,38 @@ def test_leaving_early_ends_the_workers_and_says_nothing() -> None:
     assert time.monotonic() - began < 30
 
 
+def test_leaving_while_a_task_is_not_handed_on_says_nothing_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    manager = loky.process_executor._ExecutorManagerThread
+    take, taken = manager.process_result_item, []
+    second_is_there, go_on = threading.Event(), threading.Event()
+
+    def take_two(self: threading.Thread, result: object) -> None:
+        take(self, result)
+        taken.append(result)
+        if len(taken) == 2:
+            second_is_there.set()
+            go_on.wait(30)
+
+    monkeypatch.setattr(manager, "process_result_item", take_two)
+    results = run_tasks(time.sleep, [0.0, 0.0, 60.0, 60.0], workers=2)
+    next(results)
+    assert second_is_there.wait(60)
+    threading.Timer(0.3, go_on.set).start()
+    next(results)  # the fourth is given to loky, whose thread does not look
+    results.close()  # an exception there would be a warning, which is an error here
+
+
 def test_workers_are_none_without_a_task() -> None:
     assert count_workers("local", 8, 3) == 3
     assert count_workers("local", None, 1) == 1
-    assert count_workers("local", None, 10**6) == joblib.cpu_count()
+    assert count_workers("local", None, 10**6) == loky.cpu_count()
     assert count_workers("local", 4, 0) == 1
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     check_engine("local")
-    monkeypatch.setitem(sys.modules, "joblib", None)
-    with pytest.raises(ConfigError, match=r"several workers need joblib: pip install 'adntn\[run\]', or workers=1"):
+    monkeypatch.setitem(sys.modules, "loky", None)
+    with pytest.raises(ConfigError, match=r"several workers need loky: pip install 'adntn\[run\]', or workers=1"):
         check_engine("local")
 
 

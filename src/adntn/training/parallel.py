@@ -1,4 +1,4 @@
-"""Independent tasks side by side, on engines that are there already: joblib's local processes, or a Ray cluster."""
+"""Independent tasks side by side, on engines that are there already: loky's local processes, or a Ray cluster."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
@@ -24,6 +25,12 @@ from adntn.errors import ConfigError, check_choice
 __all__ = ["ENGINES", "check_engine", "count_workers", "pack", "run_tasks", "unpack"]
 
 ENGINES = ("local", "ray")
+
+# Of a local worker; unless the environment says otherwise it has its part of the CPUs.
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+# Seconds after which a local worker without a task ends; until then the next call finds it started.
+_IDLE = 300
 
 _INSTALLED = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
 
@@ -39,13 +46,13 @@ def check_engine(engine: str) -> None:
     """
     if check_choice("engine", engine, ENGINES) == "ray":
         _ray()
-    _joblib()
+    _needed("cloudpickle")
+    _needed("loky" if engine == "local" else "joblib")
 
 
-def _joblib() -> ModuleType:
+def _needed(package: str) -> ModuleType:
     try:
-        import_module("cloudpickle")
-        return import_module("joblib")
+        return import_module(package)
     except ImportError as error:
         raise ConfigError(f"several workers need {error.name}: pip install 'adntn[run]', or workers=1.") from None
 
@@ -67,7 +74,7 @@ def count_workers(engine: str, workers: int | None, tasks: int, address: str | N
             with _cluster(None, address) as ray:
                 workers = int(ray.cluster_resources().get("CPU", 1))
         else:
-            workers = _joblib().cpu_count()
+            workers = _needed("loky").cpu_count()
     return max(1, min(workers or 1, tasks))
 
 
@@ -133,47 +140,56 @@ def run_tasks(
         return
     failed: list[BaseException] = []
     feed = _guarded(tasks, failed)
-    joblib = _joblib()
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(_ended_by_signal())
+    with _ended_by_signal():
         if engine == "ray":
-            stack.enter_context(_cluster(workers, address))
-            import_module("ray.util.joblib").register_ray()
-            stack.enter_context(warnings.catch_warnings())
-            parallel = stack.enter_context(joblib.Parallel(n_jobs=workers, backend="ray", batch_size=1))
-            call = joblib.delayed(function)
-            # joblib gets results from Ray only when a whole list is there.
-            while batch := [call(task) for task in islice(feed, workers)]:
-                yield from parallel(batch)
+            yield from _run_on_cluster(function, feed, workers, address)
         else:
-            call = joblib.delayed(_Watched(function, os.getpid()))
-            parallel = joblib.Parallel(
-                n_jobs=workers,
-                backend="loky",
-                batch_size=1,
-                pre_dispatch="n_jobs",
-                return_as="generator_unordered",
-            )
-            results = parallel(call(task) for task in feed)
-            stack.callback(_close, results)
-            for result in results:  # noqa: UP028  (`yield from` would close it before the warning is off)
-                yield result
+            yield from _run_locally(_Watched(function, os.getpid()), feed, workers)
     if failed:
         raise failed[0]
 
 
 def _guarded(tasks: Iterable[Task], failed: list[BaseException]) -> Iterator[Task]:
-    """Yield tasks until one cannot be made: joblib asks for them in a thread, where an exception would be lost."""
+    """Yield tasks until one cannot be made; what was made before is done first."""
     try:
         yield from tasks
     except BaseException as error:
         failed.append(error)
 
 
-def _close(results: Generator[Any, None, None]) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # joblib advises to read all results
-        results.close()
+def _run_locally(
+    function: Callable[[Task], Result], feed: Iterator[Task], workers: int
+) -> Generator[Result, None, None]:
+    loky = _needed("loky")
+    threads = str(max(1, loky.cpu_count() // workers))
+    environment = {name: os.environ.get(name, threads) for name in _THREADS}
+    executor: Any = loky.get_reusable_executor(workers, timeout=_IDLE, env=environment)
+    under_way: set[Future[Result]] = set()
+    try:
+        while True:
+            for task in islice(feed, workers + 1 - len(under_way)):
+                under_way.add(executor.submit(function, task))
+            if not under_way:
+                return
+            ended, under_way = wait(under_way, return_when=FIRST_COMPLETED)
+            for each in ended:
+                yield each.result()
+    except BaseException:
+        executor.shutdown(kill_workers=True)
+        raise
+
+
+def _run_on_cluster(
+    function: Callable[[Task], Result], feed: Iterator[Task], workers: int, address: str | None
+) -> Generator[Result, None, None]:
+    joblib = _needed("joblib")
+    with _cluster(workers, address), warnings.catch_warnings():
+        import_module("ray.util.joblib").register_ray()
+        call = joblib.delayed(function)
+        with joblib.Parallel(n_jobs=workers, backend="ray", batch_size=1) as parallel:
+            # joblib gets results from Ray only when a whole list is there.
+            while batch := [call(task) for task in islice(feed, workers)]:
+                yield from parallel(batch)
 
 
 @contextlib.contextmanager

@@ -48,7 +48,8 @@ class Lever:
         seeding: what random is mixed in, see :class:`~adntn.experiments.seeded.SeededConv2d`.
         early: share of the numbers that the first half of the layers has; None gives each layer as many.
         shared: whether layers of one shape have their cores in common, and a root each.
-        distilled: whether the dense network, trained before, is the teacher.
+        lessons: what is learned from the dense network, trained before, of
+            :data:`~adntn.experiments.lessons.LESSONS`.
         ours: whether it is a tree.
     """
 
@@ -62,7 +63,7 @@ class Lever:
     seeding: str | None = None
     early: float | None = None
     shared: bool = False
-    distilled: bool = False
+    lessons: tuple[str, ...] = ()
     ours: bool = True
 
     def config(self, shape: tuple[int, ...], numbers: int, alike: int = 1) -> GeneratorConfig:
@@ -141,7 +142,22 @@ LEVERS: Mapping[str, Lever] = {
     "slow": Lever("cores at 3e-3", core_lr=3e-3),
     "fast": Lever("cores at 3e-2", core_lr=3e-2),
     "kronecker-distilled": Lever(
-        "Kronecker products that learn from the trained dense network too", grows="terms", digits=2, distilled=True
+        "Kronecker products that learn from the trained dense network too",
+        grows="terms",
+        digits=2,
+        lessons=("answers",),
+    ),
+    "kronecker-rest": Lever(
+        "Kronecker products; norms, head and first convolution start as trained in the dense network",
+        grows="terms",
+        digits=2,
+        lessons=("rest",),
+    ),
+    "kronecker-fitted": Lever(
+        "the same, and the products start fitted to its weights", grows="terms", digits=2, lessons=("rest", "weights")
+    ),
+    "kronecker-taught": Lever(
+        "the same, and learn from it too", grows="terms", digits=2, lessons=("answers", "rest", "weights")
     ),
     # seeded randomness
     "signs": Lever("a random sign for each pair of channels", seeding="signs", sizes=_BOTH),
@@ -161,7 +177,23 @@ LEVERS: Mapping[str, Lever] = {
         _SUBSPACE,
         grows="dimension",
         core_lr=1e-1,
-        distilled=True,
+        lessons=("answers",),
+        ours=False,
+    ),
+    "subspace-fitted": Lever(
+        "random subspaces; all else starts as trained in the dense network, the subspaces fitted to its weights",
+        _SUBSPACE,
+        grows="dimension",
+        core_lr=1e-1,
+        lessons=("rest", "weights"),
+        ours=False,
+    ),
+    "subspace-taught": Lever(
+        "the same, and learn from it too",
+        _SUBSPACE,
+        grows="dimension",
+        core_lr=1e-1,
+        lessons=("answers", "rest", "weights"),
         ours=False,
     ),
 }
@@ -200,7 +232,8 @@ def lever_rows(settings: Settings, image_shape: ImageShape, num_classes: int) ->
                         make=functools.partial(_generated, network, lever, configs),
                         optimization=settings.optimization(_RATE, lever.core_lr),
                         about=about(size, lever.says, lever.ours),
-                        teacher=dense if lever.distilled else None,
+                        teacher=dense if lever.lessons else None,
+                        lessons=lever.lessons,
                     )
                 )
     return rows

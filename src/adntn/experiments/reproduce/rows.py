@@ -36,8 +36,8 @@ class Row:
         layers: that it is about, by their names in the dense network.
         optimization: how it is trained.
         about: whatever else is to stand in the result: budget, config.
-        teacher: a row that is trained before it, with the same seed, and that it learns from too; it must be of the
-            network as it stands.
+        teacher: a row that is trained before it, with the same seed; it must be of the network as it stands.
+        lessons: what is learned from that, of :data:`~adntn.experiments.lessons.LESSONS`.
     """
 
     group: str
@@ -49,6 +49,7 @@ class Row:
     optimization: Optimization
     about: Mapping[str, Any] = field(default_factory=dict)
     teacher: Row | None = None
+    lessons: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:

@@ -15,6 +15,7 @@ from torch import nn
 from adntn.checkpoint import load, save
 from adntn.errors import ConfigError, NonFiniteError, TrainingStopped
 from adntn.experiments.data import ImageData
+from adntn.experiments.lessons import fit_weights_, take_rest_
 from adntn.experiments.parts import all_to_learn_from
 from adntn.experiments.reproduce.counts import count_numbers, row_weights
 from adntn.experiments.reproduce.rows import Folder, Result, Row
@@ -152,13 +153,19 @@ def _train(
     tell: Callable[[Event], None],
 ) -> Result:
     model = row.make(seed)
+    teacher: nn.Module | None = None
+    if row.teacher is not None:
+        teacher = load(row.teacher.make(seed), folder.model_file(row.teacher.name, seed))
+        if "rest" in row.lessons:
+            take_rest_(model, teacher)
+        if "weights" in row.lessons:
+            fit_weights_(model, teacher)
+        if "answers" not in row.lessons:
+            teacher = None
     start = _stable_ranks(model, row)
     checkpoints = folder.checkpoints(row.name, seed)
     if row.optimization.compile:
         torch.compiler.reset()  # or after some networks torch has enough of it, and runs the next ones as they are
-    teacher: nn.Module | None = None
-    if row.teacher is not None:
-        teacher = load(row.teacher.make(seed), folder.model_file(row.teacher.name, seed))
     with contextlib.nullcontext() if teacher is None else Objective(_taught(row), model, teacher, seed=seed) as taught:
         fitted = fit(
             model,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import torch
@@ -12,6 +12,7 @@ from torch import nn
 
 from adntn.budget import fit_budget
 from adntn.describe import generated_weights
+from adntn.experiments.lessons import LESSONS
 from adntn.experiments.models import Builder, ImageShape
 from adntn.experiments.reproduce.networks import Whole
 from adntn.experiments.reproduce.rows import Row
@@ -20,7 +21,7 @@ from adntn.experiments.reproduce.sizing import sized
 from adntn.experiments.variants import Variant
 from adntn.topology import Blueprint, GeneratorConfig
 
-__all__ = ["BUDGETS", "NETWORKS", "OURS", "RIVALS", "Spread", "whole_rows"]
+__all__ = ["BUDGETS", "NETWORKS", "OURS", "RIVALS", "TAUGHT", "Spread", "whole_rows"]
 
 Make = Callable[[int], nn.Module]
 
@@ -99,6 +100,20 @@ OURS: Mapping[str, Spread] = MappingProxyType(
 #: for each weight come on top. The planner chooses the rank of each layer.
 RIVALS = ("lowrank", "tt")
 
+#: Of ours and of the rivals, those that are trained once more with what the trained dense network teaches: what is not
+#: generated starts as it is there, generators fitted to its weights, and all learn from its answers. A narrow network
+#: can take over nothing but these.
+TAUGHT: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "kronecker": LESSONS,
+        "ttn-paired": LESSONS,
+        "subspaces": LESSONS,
+        "lowrank": LESSONS,
+        "tt": LESSONS,
+        "narrow-dense": ("answers",),
+    }
+)
+
 
 def whole_rows(settings: Settings, image_shape: ImageShape, num_classes: int) -> list[Row]:
     """Return the rows: each network dense, with frozen convolutions, and for each budget ours and the rivals.
@@ -115,7 +130,7 @@ def whole_rows(settings: Settings, image_shape: ImageShape, num_classes: int) ->
         for budget in BUDGETS:
             if network.beside < budget < network.dense:
                 makers += [(rival, budget, make) for rival, make in _networks(network, budget).items()]
-        rows += [
+        made = [
             Row(
                 group=name,
                 variant=rival if budget is None else f"{rival}-{budget}",
@@ -128,7 +143,19 @@ def whole_rows(settings: Settings, image_shape: ImageShape, num_classes: int) ->
             )
             for rival, budget, make in makers
         ]
+        rows += [*made, *(_taught(row, made[0]) for row in made if row.about["rival"] in TAUGHT)]
     return rows
+
+
+def _taught(row: Row, dense: Row) -> Row:
+    rival, budget = row.about["rival"], row.about["budget"]
+    return replace(
+        row,
+        variant=f"{rival}-taught-{budget}",
+        about={**row.about, "rival": f"{rival}-taught"},
+        teacher=dense,
+        lessons=TAUGHT[rival],
+    )
 
 
 def _networks(network: Whole, budget: int) -> dict[str, Make]:

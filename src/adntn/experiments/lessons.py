@@ -14,7 +14,7 @@ __all__ = ["LESSONS", "fit_weights_", "take_rest_"]
 
 #: ``"answers"``: the loss compares them with the trained network's; ``"rest"``: all that is not generated starts as it
 #: is there; ``"weights"``: the generators start fitted to its weights.
-LESSONS = ("answers", "rest", "weights")
+LESSONS: tuple[str, ...] = ("answers", "rest", "weights")
 
 
 @torch.no_grad()

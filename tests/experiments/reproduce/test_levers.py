@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from adntn.describe import generated_weights
+from adntn.experiments.lessons import LESSONS
 from adntn.experiments.reproduce.counts import count_numbers
 from adntn.experiments.reproduce.levers import LEVERS, SIZES, Lever, lever_rows
 from adntn.experiments.reproduce.rows import Row
@@ -97,8 +98,16 @@ def test_layers_of_one_shape_share_cores_and_have_a_root_each() -> None:
 
 
 def test_products_and_a_rival_of_theirs_learn_from_the_dense_network() -> None:
-    taught = {name for name, row in rows().items() if row.teacher is not None}
-    assert taught == {"kronecker-distilled-large", "subspace-distilled-large"}
+    taught = {name: row.lessons for name, row in rows().items() if row.teacher is not None}
+    assert taught == {
+        "kronecker-distilled-large": ("answers",),
+        "kronecker-rest-large": ("rest",),
+        "kronecker-fitted-large": ("rest", "weights"),
+        "kronecker-taught-large": LESSONS,
+        "subspace-distilled-large": ("answers",),
+        "subspace-fitted-large": ("rest", "weights"),
+        "subspace-taught-large": LESSONS,
+    }
     assert all(rows()[name].teacher is rows()["dense"] for name in taught)
 
 

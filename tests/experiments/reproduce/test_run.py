@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from adntn.experiments.reproduce.counts import count_numbers
 from adntn.experiments.reproduce.rows import Folder, Result
 from adntn.experiments.reproduce.run import Told, run_rows
 from adntn.experiments.seeded import SeededConv2d
+from adntn.training.loop import Fitted, fit
 from adntn.training.objective import Losses, Objective
 
 DATA = bright_halves()
@@ -175,6 +177,36 @@ def test_a_teacher_is_trained_before_its_row_and_learned_from(tmp_path: Path, mo
     assert teacher is not None
     dense = load_file(folder.model_file(ROWS["dense"].name, 0))
     assert all(torch.equal(value, dense[name]) for name, value in teacher.state_dict().items())
+
+
+def test_a_row_starts_where_its_teacher_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    starts: dict[str, dict[str, Tensor]] = {}
+
+    def look(model: nn.Module, *args: Any, **options: Any) -> Fitted:
+        starts[f"{len(starts)}"] = {name: value.clone() for name, value in model.state_dict().items()}
+        assert options["teacher"] is None
+        assert options["objective"] is None
+        return fit(model, *args, **options)
+
+    rest, fitted = (
+        replace(ROWS["ttn"], variant=each[-1], teacher=ROWS["dense"], lessons=each)
+        for each in (("rest",), ("rest", "weights"))
+    )
+    folder = Folder(tmp_path / "run")
+    folder.claim("small", SETTINGS, DATA)
+    run_rows([ROWS["dense"]], (0,), DATA, folder)
+    monkeypatch.setattr(run, "fit", look)
+    results = run_rows([rest, fitted], (0,), DATA, folder)
+    dense = load_file(folder.model_file(ROWS["dense"].name, 0))
+    for start in starts.values():
+        common = start.keys() & dense.keys()
+        assert "4.bias" in common
+        assert all(torch.equal(start[name], dense[name]) for name in common)
+    untaught = ROWS["ttn"].make(0).state_dict()
+    own = untaught.keys() - dense.keys()
+    assert all(torch.equal(starts["0"][name], untaught[name]) for name in own)
+    assert not any(torch.equal(starts["1"][name], untaught[name]) for name in own)
+    assert results[0].stable_rank_start != results[-1].stable_rank_start
 
 
 def test_a_teacher_that_is_gone_is_trained_again_where_a_row_still_needs_it(tmp_path: Path) -> None:

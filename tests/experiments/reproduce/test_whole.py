@@ -11,7 +11,7 @@ from adntn.describe import generated_weights
 from adntn.experiments.reproduce.counts import count_numbers
 from adntn.experiments.reproduce.rows import Row
 from adntn.experiments.reproduce.settings import Settings
-from adntn.experiments.reproduce.whole import BUDGETS, NETWORKS, OURS, whole_rows
+from adntn.experiments.reproduce.whole import BUDGETS, NETWORKS, OURS, TAUGHT, whole_rows
 from adntn.experiments.seeded import SeededConv2d
 
 
@@ -66,3 +66,14 @@ def test_kronecker_products_are_shuffled_where_they_are_called_so() -> None:
     assert count_numbers(shuffled).layer_stored == sum(layer.num_parameters for layer in layers)
     inputs = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(first(inputs), again(inputs))
+
+
+def test_what_the_dense_network_teaches_is_taught_to_ours_and_to_rivals() -> None:
+    for rival, lessons in TAUGHT.items():
+        taught, plain = rows()[f"vgg16/{rival}-taught-20000"], rows()[f"vgg16/{rival}-20000"]
+        assert taught.teacher is rows()["vgg16/dense"]
+        assert taught.lessons == lessons
+        assert taught.about == {"rival": f"{rival}-taught", "budget": 20_000, "ours": rival in OURS}
+        assert taught.optimization == plain.optimization
+        assert count_numbers(taught) == count_numbers(plain)
+        assert plain.teacher is None

@@ -49,7 +49,7 @@ class Row:
     optimization: Optimization
     about: Mapping[str, Any] = field(default_factory=dict)
     teacher: Row | None = None
-    lessons: tuple[str, ...] = ()
+    lessons: tuple[str, ...] = ("answers",)
 
     @property
     def name(self) -> str:

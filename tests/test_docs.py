@@ -16,14 +16,17 @@ from typing import Any
 
 import pytest
 import reproduce_makers
+import torch
 import typer
 
 import adntn
 from adntn.cli import app
 from adntn.cli.options import split_names
+from adntn.describe import generated_weights
 from adntn.experiments.reproduce.job import experiment_rows
-from adntn.experiments.reproduce.rows import chosen_rows
+from adntn.experiments.reproduce.rows import Folder, chosen_rows
 from adntn.experiments.reproduce.settings import Settings
+from adntn.experiments.reproduce.whole import whole_rows
 from adntn.experiments.runs import Row, Timing
 from adntn.report.summary import markdown, summarize
 from adntn.training.stages.grow import Grow
@@ -171,6 +174,23 @@ def test_the_directions_of_a_generator_are_those_of_its_jacobian() -> None:
     found = study["run"](study["CONFIGS"]["random subspace"] | {"subspace_dim": 4}, 0)
     assert found["numbers"] == 4
     assert found["directions"] == pytest.approx(4, rel=0.01)
+
+
+def test_the_nearness_of_low_rank_is_what_singular_values_leave(tmp_path: Path) -> None:
+    study = runpy.run_path(str(ROOT / "benchmarks" / "nearness.py"))
+    rows = {row.name: row for row in whole_rows(Settings(width=1 / 16), (3, 32, 32), 10)}
+    row = rows["vgg16/lowrank-taught-5500"]
+    assert row.teacher is not None
+    dense = row.teacher.make(0)
+    file = Folder(tmp_path).model_file(row.teacher.name, 0)
+    file.parent.mkdir(parents=True)
+    adntn.save(dense, file)
+    configs = {name: layer.config for name, layer in generated_weights(row.make(0)).items()}
+    found = {each["layer"]: each["error"] for each in study["errors"](row, tmp_path, 0)}
+    assert found.keys() == configs.keys() == set(row.layers)
+    for name, error in found.items():
+        squares = torch.linalg.svdvals(dense.get_parameter(f"{name}.weight").detach().flatten(1)).square()
+        assert error == pytest.approx(math.sqrt(squares[configs[name].chi :].sum() / squares.sum()), abs=1e-4)
 
 
 def test_the_budget_page_shows_the_studys_tables_and_the_plan_that_is_kept_and_a_possible_recipe() -> None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import adntn
 from adntn.execution.plan import choose, multiply_adds
 from adntn.experiments.reproduce.expressivity import Fits
+from adntn.experiments.reproduce.whole import OURS, TAUGHT
 from adntn.report.pages import markdown_table
 from adntn.report.reproduce import expressivity
 from adntn.report.reproduce.levers import levers_text
@@ -34,7 +35,7 @@ ROOT = DOCS.parent
 REUSE = ROOT / "benchmarks" / "results" / "reuse.json"
 sys.path[:0] = [] if str(ROOT) in sys.path else [str(ROOT)]  # for benchmarks, which is not installed
 
-from benchmarks import growth, kronecker, tangents  # noqa: E402
+from benchmarks import growth, kronecker, nearness, tangents  # noqa: E402
 from benchmarks.speed import tables as speed  # noqa: E402
 from benchmarks.speed.results import Results  # noqa: E402
 
@@ -256,6 +257,52 @@ def lengths() -> str:
     return speed.markdown(["network", "trained", *(title for title, _ in columns)], rows)
 
 
+#: Folders of whole networks of several widths, and what is shown of them.
+WIDTHS = ("whole", "whole-half")
+WIDER = ("kronecker", "subspace", "subspaces", "narrow-dense")
+
+
+def wider() -> str:
+    """Accuracies and times of training of VGG-16 at 20,000 numbers by width, of the first seed."""
+    columns = []
+    for folder in WIDTHS:
+        settings, results = read_finished(DOCS / "results" / folder, "whole")
+        lines = {name.removesuffix("-20000"): line for name, line in gather(results)["vgg16"].items()}
+        columns.append((f"width {settings['width']:g}", {name: lines[name].first for name in WIDER}))
+    rows = []
+    for name in WIDER:
+        cells = [f"{100 * made[name].accuracy:.2f} ({made[name].model_trained:,})" for _, made in columns]
+        rows.append([name, *cells, f"{columns[-1][1][name].train_seconds:.0f} s"])
+    titles = [f"{title}, % (trained numbers)" for title, _ in columns]
+    return speed.markdown(["network", *titles, "trained in"], rows)
+
+
+#: Folder of rows that the trained dense network teaches, their budget, and what ours is set beside.
+TAUGHT_IN, TAUGHT_AT = "whole-8", 20_000
+BESIDE_TAUGHT = ("subspaces-taught", "subspace-taught", "lowrank-taught", "narrow-dense-taught", "subspace", "dense")
+
+
+def taught() -> str:
+    """Accuracies alone and taught by the trained dense network, and how far Kronecker products are above others."""
+    settings, results = read_finished(DOCS / "results" / TAUGHT_IN, "whole")
+    lines = {name.removesuffix(f"-{TAUGHT_AT}"): line for name, line in gather(results)["vgg16"].items()}
+    rows = []
+    for name in (each for each in TAUGHT if f"{each}-taught" in lines):
+        alone, learned = lines.get(name), lines[f"{name}-taught"]
+        gain = compare(learned, alone)
+        cells = ["–" if each is None else each.written() for each in (alone, learned, gain)]
+        rows.append([f"**{name}**" if name in OURS else name, f"{learned.first.model_trained:,}", *cells])
+    for name in BESIDE_TAUGHT:
+        apart = compare(lines.get("kronecker-taught"), lines.get(name))
+        rows.append([f"kronecker, taught, over {name}, points", "", "", "–" if apart is None else apart.written(), ""])
+    title = f"{settings['epochs']} epochs"
+    return speed.markdown(["network", "trained", f"alone, {title}", f"taught, {title}", "gain"], rows)
+
+
+if (DOCS / "results" / TAUGHT_IN / "settings.json").is_file():
+    TABLES["taught"] = taught
+if (DOCS / "results" / WIDTHS[-1] / "settings.json").is_file():
+    TABLES["wider"] = wider
 if all((DOCS / "results" / name / "settings.json").is_file() for name in LENGTHS):
     TABLES["lengths"] = lengths
 
@@ -270,6 +317,7 @@ TABLES["fashion-controls"] = lambda: markdown_table(controls_table(run_report())
 TABLES["fashion-growth"] = lambda: markdown_table(details_table(run_report().details["grow"]))
 TABLES["growth"] = growth.table
 TABLES["tangents"] = tangents.table
+TABLES["nearness"] = nearness.table
 if kronecker.RESULTS.is_file():  # as above
     TABLES["kronecker"] = kronecker.table
 TABLES["speed-machine"] = lambda: speed.machine_table(measured().sessions)

@@ -102,8 +102,7 @@ RIVALS = ("lowrank", "tt")
 
 #: Of ours and of the rivals, those that are trained once more with what the trained dense network teaches: what is not
 #: generated starts as it is there, generators fitted to its weights, and all learn from its answers. A narrow network
-#: can take over nothing but these; one subspace of all weights is left as it was drawn, since a fit of it would be that
-#: of so many times fewer numbers than weights.
+#: can take over nothing but these; one subspace of all weights starts as it was drawn, for a fit is of one weight.
 TAUGHT: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "kronecker": LESSONS,

@@ -1,0 +1,90 @@
+"""How near can generators of equal budget start to the trained weights of a whole network?
+
+What ``adntn reproduce whole`` does before it trains a row called ``…-taught``, without the training: each generated
+convolution of VGG-16 is fitted to the trained dense one. Errors are relative ones, up to the scale of the whole weight,
+since a norm stands behind every layer.
+
+    adntn reproduce whole --data FOLDER --width 0.25 --epochs 8 --seeds 3 --rows vgg16/dense --out docs/results/whole-8
+    python benchmarks/nearness.py            # two minutes on one core; reads the dense networks of that folder
+    python benchmarks/nearness.py --table
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adntn.checkpoint import load, writing
+from adntn.describe import generated_weights
+from adntn.experiments.lessons import fit_weights_
+from adntn.experiments.reproduce.rows import Folder, Row
+from adntn.experiments.reproduce.settings import Settings
+from adntn.experiments.reproduce.whole import TAUGHT, whole_rows
+from adntn.fit import relative_error
+
+RESULTS = Path(__file__).parent / "results" / "nearness.json"
+FOLDER = Path(__file__).parents[1] / "docs" / "results" / "whole-8"
+WIDTH, BUDGET = 0.25, 20_000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="of dense networks, trained at quarter width")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--table", action="store_true", help="print the table of what is there and stop")
+    args = parser.parse_args()
+    if not args.table:
+        rows = {row.variant: row for row in whole_rows(Settings(width=WIDTH), (3, 32, 32), 10) if row.group == "vgg16"}
+        fitted = {name: rows[f"{name}-taught-{BUDGET}"] for name, lessons in TAUGHT.items() if "weights" in lessons}
+        found = [
+            {"name": name, "seed": seed} | each
+            for seed in args.seeds
+            for name, row in fitted.items()
+            for each in errors(row, args.folder, seed)
+        ]
+        environment = {"torch": torch.__version__, "python": platform.python_version(), "width": WIDTH}
+        with writing(RESULTS) as temporary:
+            lines = ",\n".join(json.dumps(each) for each in found)
+            temporary.write_text(f'{{"environment": {json.dumps(environment)}, "rows": [\n{lines}\n]}}\n')
+    print(table())
+
+
+def errors(row: Row, folder: Path, seed: int) -> list[dict[str, Any]]:
+    """Fit a row's generators to its teacher's weights; a dict a layer."""
+    assert row.teacher is not None
+    model = row.make(seed)
+    trained = load(row.teacher.make(seed), Folder(folder).model_file(row.teacher.name, seed))
+    fit_weights_(model, trained)
+    found = []
+    for name, layer in generated_weights(model).items():
+        target, made = trained.get_parameter(f"{name}.weight").detach(), layer.weight.detach()
+        nearest = made * (made * target).sum() / made.square().sum()
+        error = relative_error(nearest, target)
+        found.append({"layer": name, "channels": layer.shape[0], "numbers": layer.num_parameters, "error": error})
+    return found
+
+
+def table() -> str:
+    """Return what was measured as a Markdown table: means over seeds and layers of as many channels."""
+    rows = json.loads(RESULTS.read_text())["rows"]
+    channels = sorted({row["channels"] for row in rows})
+    seeds = len({row["seed"] for row in rows})
+    head = [f"relative error, {BUDGET:,} numbers", "numbers fitted", *(f"{count} channels" for count in channels)]
+    body = []
+    for name in dict.fromkeys(row["name"] for row in rows):
+        own = [row for row in rows if row["name"] == name]
+        numbers = sum(row["numbers"] for row in own) // seeds
+        means = [statistics.mean(row["error"] for row in own if row["channels"] == count) for count in channels]
+        body.append([name, f"{numbers:,}", *(f"{mean:.2f}" for mean in means)])
+    return "\n".join("| " + " | ".join(line) + " |" for line in (head, ["---", *["---:"] * (len(head) - 1)], *body))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

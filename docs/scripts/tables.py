@@ -301,6 +301,27 @@ def taught() -> str:
 
 if (DOCS / "results" / TAUGHT_IN / "settings.json").is_file():
     TABLES["taught"] = taught
+
+
+def lessons() -> str:
+    """Accuracies of Kronecker products by what the trained dense network teaches them."""
+    settings, results = read_finished(DOCS / "results" / "levers-8", "levers")
+    lines = gather(results)["vgg16"]
+    alone = lines["kronecker-large"]
+    rows = []
+    for line in lines.values():
+        apart = None if line is alone else compare(line, alone)
+        counted = f"{line.first.model_trained:,}"
+        name = line.variant.removesuffix("-large")
+        rows.append(
+            [name, line.first.about["says"], counted, line.written(), "–" if apart is None else apart.written()]
+        )
+    title = f"accuracy %, {settings['epochs']} epochs"
+    return speed.markdown(["network", "what it is", "trained", title, "Δ points"], rows)
+
+
+if (DOCS / "results" / "levers-8" / "settings.json").is_file():
+    TABLES["lessons"] = lessons
 if (DOCS / "results" / WIDTHS[-1] / "settings.json").is_file():
     TABLES["wider"] = wider
 if all((DOCS / "results" / name / "settings.json").is_file() for name in LENGTHS):

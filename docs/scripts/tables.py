@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import adntn
 from adntn.execution.plan import choose, multiply_adds
 from adntn.experiments.reproduce.expressivity import Fits
+from adntn.experiments.reproduce.levers import LEVERS
 from adntn.experiments.reproduce.whole import OURS, TAUGHT
 from adntn.report.pages import markdown_table
 from adntn.report.reproduce import expressivity
@@ -309,7 +310,7 @@ def lessons() -> str:
     lines = gather(results)["vgg16"]
     alone = lines["kronecker-large"]
     rows = []
-    for line in lines.values():
+    for line in (lines[name] for name in ("dense", *(f"{name}-large" for name in LEVERS)) if name in lines):
         apart = None if line is alone else compare(line, alone)
         counted = f"{line.first.model_trained:,}"
         name = line.variant.removesuffix("-large")

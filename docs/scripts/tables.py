@@ -25,7 +25,7 @@ from adntn.experiments.reproduce.whole import OURS, TAUGHT
 from adntn.report.pages import markdown_table
 from adntn.report.reproduce import expressivity
 from adntn.report.reproduce.levers import levers_text
-from adntn.report.reproduce.lines import compare, gather, read_finished
+from adntn.report.reproduce.lines import Line, compare, gather, read_finished
 from adntn.report.reproduce.table3 import table3_text
 from adntn.report.reproduce.whole import whole_text
 from adntn.report.schema import RunReport
@@ -234,6 +234,22 @@ TABLES.update(
 )
 
 
+def vgg16(folder: str, experiment: str = "whole", after: str = "-20000") -> tuple[dict[str, Any], dict[str, Line]]:
+    """Return a folder's settings and its lines of VGG-16, by names that lack what stands after all of them."""
+    settings, results = read_finished(DOCS / "results" / folder, experiment)
+    return settings, {name.removesuffix(after): line for name, line in gather(results)["vgg16"].items()}
+
+
+def points(line: Line | None, other: Line | None) -> str:
+    """Return how many points a line is above another one."""
+    apart = compare(line, other)
+    return "–" if apart is None else apart.written()
+
+
+def accuracy(line: Line | None) -> str:
+    return "–" if line is None else line.written()
+
+
 #: Folders of whole networks trained for different lengths, what is shown of them, and what ours is set beside.
 LENGTHS = ("whole", "whole-8", "whole-16")
 TRAINED_LONGER = ("kronecker", "kronecker-tangent", "subspace", "subspaces", "narrow-dense", "dense")
@@ -242,20 +258,16 @@ BESIDE = ("kronecker-tangent", "subspace", "subspaces")
 
 def lengths() -> str:
     """Accuracies of VGG-16 at 20,000 numbers by length of training, and how far Kronecker products are from others."""
-    columns = []
-    for folder in LENGTHS:
-        settings, results = read_finished(DOCS / "results" / folder, "whole")
-        lines = {name.removesuffix("-20000"): line for name, line in gather(results)["vgg16"].items()}
-        columns.append((f"{settings['epochs']} epochs", lines))
+    columns = [vgg16(folder) for folder in LENGTHS]
     rows = []
     for name in TRAINED_LONGER:
         found = [lines.get(name) for _, lines in columns]
         trained = next(line.first.model_trained for line in found if line is not None)
-        rows.append([name, f"{trained:,}", *("–" if line is None else line.written() for line in found)])
+        rows.append([name, f"{trained:,}", *map(accuracy, found)])
     for name in BESIDE:
-        apart = [compare(lines.get("kronecker"), lines.get(name)) for _, lines in columns]
-        rows.append([f"kronecker over {name}, points", "", *("–" if d is None else d.written() for d in apart)])
-    return speed.markdown(["network", "trained", *(title for title, _ in columns)], rows)
+        apart = [points(lines.get("kronecker"), lines.get(name)) for _, lines in columns]
+        rows.append([f"kronecker over {name}, points", "", *apart])
+    return speed.markdown(["network", "trained", *(f"{made['epochs']} epochs" for made, _ in columns)], rows)
 
 
 #: Folders of whole networks of several widths, and what is shown of them.
@@ -265,68 +277,49 @@ WIDER = ("kronecker", "subspace", "subspaces", "narrow-dense")
 
 def wider() -> str:
     """Accuracies and times of training of VGG-16 at 20,000 numbers by width, of the first seed."""
-    columns = []
-    for folder in WIDTHS:
-        settings, results = read_finished(DOCS / "results" / folder, "whole")
-        lines = {name.removesuffix("-20000"): line for name, line in gather(results)["vgg16"].items()}
-        columns.append((f"width {settings['width']:g}", {name: lines[name].first for name in WIDER}))
+    columns = [vgg16(folder) for folder in WIDTHS]
     rows = []
     for name in WIDER:
-        cells = [f"{100 * made[name].accuracy:.2f} ({made[name].model_trained:,})" for _, made in columns]
-        rows.append([name, *cells, f"{columns[-1][1][name].train_seconds:.0f} s"])
-    titles = [f"{title}, % (trained numbers)" for title, _ in columns]
+        made = [lines[name].first for _, lines in columns]
+        cells = [f"{100 * each.accuracy:.2f} ({each.model_trained:,})" for each in made]
+        rows.append([name, *cells, f"{made[-1].train_seconds:.0f} s"])
+    titles = [f"width {settings['width']:g}, % (trained numbers)" for settings, _ in columns]
     return speed.markdown(["network", *titles, "trained in"], rows)
 
 
-#: Folder of rows that the trained dense network teaches, their budget, and what ours is set beside.
-TAUGHT_IN, TAUGHT_AT = "whole-8", 20_000
+#: What ours, taught by the trained dense network, is set beside.
 BESIDE_TAUGHT = ("subspaces-taught", "subspace-taught", "lowrank-taught", "narrow-dense-taught", "subspace", "dense")
 
 
 def taught() -> str:
     """Accuracies alone and taught by the trained dense network, and how far Kronecker products are above others."""
-    settings, results = read_finished(DOCS / "results" / TAUGHT_IN, "whole")
-    lines = {name.removesuffix(f"-{TAUGHT_AT}"): line for name, line in gather(results)["vgg16"].items()}
+    settings, lines = vgg16("whole-8")
     rows = []
     for name in (each for each in TAUGHT if f"{each}-taught" in lines):
         alone, learned = lines.get(name), lines[f"{name}-taught"]
-        gain = compare(learned, alone)
-        cells = ["–" if each is None else each.written() for each in (alone, learned, gain)]
-        rows.append([f"**{name}**" if name in OURS else name, f"{learned.first.model_trained:,}", *cells])
+        title, trained = f"**{name}**" if name in OURS else name, f"{learned.first.model_trained:,}"
+        rows.append([title, trained, accuracy(alone), accuracy(learned), points(learned, alone)])
     for name in BESIDE_TAUGHT:
-        apart = compare(lines.get("kronecker-taught"), lines.get(name))
-        rows.append([f"kronecker, taught, over {name}, points", "", "", "–" if apart is None else apart.written(), ""])
-    title = f"{settings['epochs']} epochs"
-    return speed.markdown(["network", "trained", f"alone, {title}", f"taught, {title}", "gain"], rows)
-
-
-if (DOCS / "results" / TAUGHT_IN / "settings.json").is_file():
-    TABLES["taught"] = taught
+        apart = points(lines.get("kronecker-taught"), lines.get(name))
+        rows.append([f"kronecker, taught, over {name}, points", "", "", apart, ""])
+    epochs = f"{settings['epochs']} epochs"
+    return speed.markdown(["network", "trained", f"alone, {epochs}", f"taught, {epochs}", "gain"], rows)
 
 
 def lessons() -> str:
     """Accuracies of Kronecker products by what the trained dense network teaches them."""
-    settings, results = read_finished(DOCS / "results" / "levers-8", "levers")
-    lines = gather(results)["vgg16"]
-    alone = lines["kronecker-large"]
+    settings, lines = vgg16("levers-8", "levers", "-large")
+    alone = lines["kronecker"]
     rows = []
-    for line in (lines[name] for name in ("dense", *(f"{name}-large" for name in LEVERS)) if name in lines):
-        apart = None if line is alone else compare(line, alone)
-        counted = f"{line.first.model_trained:,}"
-        name = line.variant.removesuffix("-large")
-        rows.append(
-            [name, line.first.about["says"], counted, line.written(), "–" if apart is None else apart.written()]
-        )
-    title = f"accuracy %, {settings['epochs']} epochs"
-    return speed.markdown(["network", "what it is", "trained", title, "Δ points"], rows)
+    for name in (each for each in ("dense", *LEVERS) if each in lines):
+        line = lines[name]
+        apart = "–" if line is alone else points(line, alone)
+        rows.append([name, line.first.about["says"], f"{line.first.model_trained:,}", accuracy(line), apart])
+    epochs = f"accuracy %, {settings['epochs']} epochs"
+    return speed.markdown(["network", "what it is", "trained", epochs, "Δ points"], rows)
 
 
-if (DOCS / "results" / "levers-8" / "settings.json").is_file():
-    TABLES["lessons"] = lessons
-if (DOCS / "results" / WIDTHS[-1] / "settings.json").is_file():
-    TABLES["wider"] = wider
-if all((DOCS / "results" / name / "settings.json").is_file() for name in LENGTHS):
-    TABLES["lengths"] = lengths
+TABLES.update({"lengths": lengths, "wider": wider, "taught": taught, "lessons": lessons})
 
 
 def run_report() -> RunReport:

@@ -64,6 +64,19 @@ def test_a_task_that_cannot_be_made_is_not_lost(workers: int) -> None:
         next(results)
 
 
+def test_an_interruption_while_a_task_is_made_does_not_wait_for_the_others() -> None:
+    def tasks() -> Iterator[float]:
+        yield from (0.0, 60.0, 60.0)
+        raise KeyboardInterrupt
+
+    results = run_tasks(time.sleep, tasks(), workers=2)
+    next(results)
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        next(results)
+    assert time.monotonic() - began < 30
+
+
 def test_leaving_early_ends_the_workers_and_says_nothing() -> None:
     results = run_tasks(time.sleep, [0.0, 60.0, 60.0], workers=2)
     next(results)

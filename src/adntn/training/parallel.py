@@ -46,15 +46,16 @@ def check_engine(engine: str) -> None:
     """
     if check_choice("engine", engine, ENGINES) == "ray":
         _ray()
+        _needed("joblib", "ray")
     _needed("cloudpickle")
-    _needed("loky" if engine == "local" else "joblib")
+    _needed("loky")
 
 
-def _needed(package: str) -> ModuleType:
+def _needed(package: str, extra: str = "run") -> ModuleType:
     try:
         return import_module(package)
     except ImportError as error:
-        raise ConfigError(f"several workers need {error.name}: pip install 'adntn[run]', or workers=1.") from None
+        raise ConfigError(f"several workers need {error.name}: pip install 'adntn[{extra}]', or workers=1.") from None
 
 
 def _ray() -> ModuleType:
@@ -138,7 +139,7 @@ def run_tasks(
         for task in tasks:
             yield function(task)
         return
-    failed: list[BaseException] = []
+    failed: list[Exception] = []
     feed = _guarded(tasks, failed)
     with _ended_by_signal():
         if engine == "ray":
@@ -149,11 +150,11 @@ def run_tasks(
         raise failed[0]
 
 
-def _guarded(tasks: Iterable[Task], failed: list[BaseException]) -> Iterator[Task]:
-    """Yield tasks until one cannot be made; what was made before is done first."""
+def _guarded(tasks: Iterable[Task], failed: list[Exception]) -> Iterator[Task]:
+    """Yield tasks until one cannot be made; what was made before is done first. Who interrupts does not wait for it."""
     try:
         yield from tasks
-    except BaseException as error:
+    except Exception as error:
         failed.append(error)
 
 
@@ -182,7 +183,7 @@ def _run_locally(
 def _run_on_cluster(
     function: Callable[[Task], Result], feed: Iterator[Task], workers: int, address: str | None
 ) -> Generator[Result, None, None]:
-    joblib = _needed("joblib")
+    joblib = _needed("joblib", "ray")
     with _cluster(workers, address), warnings.catch_warnings():
         import_module("ray.util.joblib").register_ray()
         call = joblib.delayed(function)

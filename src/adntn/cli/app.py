@@ -66,6 +66,9 @@ TestLimit = Annotated[int | None, typer.Option(help="Test images at most, likewi
 Precision = Annotated[str | None, typer.Option(help=f"{' or '.join(PRECISIONS)}; bfloat16 by default.")]
 Augment = Annotated[bool | None, typer.Option("--augment/--no-augment", help="Shifts and flips; on by default.")]
 Compile = Annotated[bool | None, typer.Option("--compile/--no-compile", help="By torch.compile; off by default.")]
+TeacherEpochs = Annotated[
+    int | None, typer.Option(help="Passes of the dense network that rows learn from; as many as theirs by default.")
+]
 Device = Annotated[str, typer.Option(help="cpu or cuda; may be another when one goes on.")]
 Threads = Annotated[int | None, typer.Option(help="Threads of torch; likewise.")]
 Minutes = Annotated[float | None, typer.Option(help="Stop after so long, with exit code 75; the same command goes on.")]
@@ -81,6 +84,7 @@ Names = typer.Option(help="Comma-separated; all by default.")
 _SETTINGS = {
     **{name: name for name in ("width", "epochs", "batch_size", "train_limit", "test_limit", "precision", "augment")},
     "compiled": "compile",
+    "teacher_epochs": "teacher_epochs",
 }
 
 
@@ -255,6 +259,7 @@ def _of_rows(experiment: str, says: str) -> None:
         precision: Precision = None,
         augment: Augment = None,
         compiled: Compile = None,
+        teacher_epochs: TeacherEpochs = None,
         device: Device = "cpu",
         threads: Threads = None,
         minutes: Minutes = None,

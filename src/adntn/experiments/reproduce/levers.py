@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
 
 from adntn.describe import generated_weights
 from adntn.experiments.models import ImageShape
-from adntn.experiments.reproduce.networks import Whole
+from adntn.experiments.reproduce.networks import Whole, teacher_of
 from adntn.experiments.reproduce.rows import Row
 from adntn.experiments.reproduce.settings import Settings
 from adntn.experiments.reproduce.sizing import sized
@@ -213,7 +213,10 @@ def lever_rows(settings: Settings, image_shape: ImageShape, num_classes: int) ->
         make = functools.partial(Variant(variant, variant).make, build, layers)
         how = settings.optimization(_RATE, _RATE)
         rows.append(row(variant=variant, make=make, optimization=how, about=about(None, says, False)))
-    dense = rows[0]
+    teacher = teacher_of(rows[0], settings)
+    if teacher not in rows:
+        rows.append(replace(teacher, about=about(None, "the dense network that others learn from", False)))
+        teacher = rows[-1]
     for size, numbers in SIZES.items():
         rows.append(
             row(
@@ -232,7 +235,7 @@ def lever_rows(settings: Settings, image_shape: ImageShape, num_classes: int) ->
                         make=functools.partial(_generated, network, lever, configs),
                         optimization=settings.optimization(_RATE, lever.core_lr),
                         about=about(size, lever.says, lever.ours),
-                        teacher=dense if lever.lessons else None,
+                        teacher=teacher if lever.lessons else None,
                         lessons=lever.lessons,
                     )
                 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -12,13 +12,26 @@ from torch import nn
 
 from adntn.experiments.controls import chosen_weights
 from adntn.experiments.models import DEFAULT_TARGETS, Builder, ImageShape, model_builder
+from adntn.experiments.reproduce.rows import Row
+from adntn.experiments.reproduce.settings import Settings
 from adntn.experiments.rivals import narrow_dense
 from adntn.experiments.seeded import SeededConv2d
 from adntn.experiments.variants import Variant
 from adntn.targets import select
 from adntn.topology import GeneratorConfig
 
-__all__ = ["Whole"]
+__all__ = ["TEACHER", "Whole", "teacher_of"]
+
+#: The dense network that others learn from, where it is trained for longer or shorter than they are.
+TEACHER = "teacher"
+
+
+def teacher_of(dense: Row, settings: Settings) -> Row:
+    """Return the row that others learn from: the dense one, or one that is trained for epochs of its own."""
+    if settings.teacher_epochs is None:
+        return dense
+    how = replace(dense.optimization, epochs=settings.teacher_epochs)
+    return replace(dense, variant=TEACHER, optimization=how, about={**dense.about, "rival": TEACHER})
 
 
 @dataclass(frozen=True, eq=False)

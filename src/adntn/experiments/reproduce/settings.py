@@ -24,6 +24,7 @@ class Settings(Options):
         precision: as in :class:`~adntn.training.optimization.Optimization`.
         augment: random shifts and flips.
         compile: as in :class:`~adntn.training.optimization.Optimization`.
+        teacher_epochs: passes of the dense network that rows learn from; None means as many as theirs.
 
     Raises:
         ConfigError: an option is impossible.
@@ -37,6 +38,7 @@ class Settings(Options):
     precision: str = "bfloat16"
     augment: bool = True
     compile: bool = False
+    teacher_epochs: int | None = None
 
     what = "a reproduction"
 
@@ -44,7 +46,7 @@ class Settings(Options):
         check_number("width", self.width, above=0)
         check_whole("epochs", self.epochs, 1)
         check_whole("batch_size", self.batch_size, 1)
-        for name in ("train_limit", "test_limit"):
+        for name in ("train_limit", "test_limit", "teacher_epochs"):
             if getattr(self, name) is not None:
                 check_whole(name, getattr(self, name), 1)
         check_choice("precision", self.precision, PRECISIONS)

@@ -14,7 +14,7 @@ from adntn.budget import fit_budget
 from adntn.describe import generated_weights
 from adntn.experiments.lessons import LESSONS
 from adntn.experiments.models import Builder, ImageShape
-from adntn.experiments.reproduce.networks import Whole
+from adntn.experiments.reproduce.networks import Whole, teacher_of
 from adntn.experiments.reproduce.rows import Row
 from adntn.experiments.reproduce.settings import Settings
 from adntn.experiments.reproduce.sizing import sized
@@ -144,17 +144,19 @@ def whole_rows(settings: Settings, image_shape: ImageShape, num_classes: int) ->
             )
             for rival, budget, make in makers
         ]
-        rows += [*made, *(_taught(row, made[0]) for row in made if row.about["rival"] in TAUGHT)]
+        teacher = teacher_of(made[0], settings)
+        rows += made if teacher is made[0] else [*made, teacher]
+        rows += [_taught(row, teacher) for row in made if row.about["rival"] in TAUGHT]
     return rows
 
 
-def _taught(row: Row, dense: Row) -> Row:
+def _taught(row: Row, teacher: Row) -> Row:
     rival, budget = row.about["rival"], row.about["budget"]
     return replace(
         row,
         variant=f"{rival}-taught-{budget}",
         about={**row.about, "rival": f"{rival}-taught"},
-        teacher=dense,
+        teacher=teacher,
         lessons=TAUGHT[rival],
     )
 

@@ -152,6 +152,8 @@ def conditions(settings: Mapping[str, Any], results: Sequence[Result]) -> str:
         f"{epochs} epoch{'' if epochs == 1 else 's'}",
         f"seed{'' if len(seeds) == 1 else 's'} {', '.join(map(str, seeds))}",
     ]
+    if settings.get("teacher_epochs") is not None:
+        parts[2] += f" after a teacher's {settings['teacher_epochs']}"
     limits = [(settings.get(f"{part}_limit"), name) for part, name in (("train", "training"), ("test", "test"))]
     parts[1:1] = [f"{limit:,} {name} images" for limit, name in limits if limit is not None]
     return ", ".join(filter(None, parts))

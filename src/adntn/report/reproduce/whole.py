@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from adntn.checkpoint import writing
+from adntn.experiments.reproduce.networks import TEACHER
 from adntn.experiments.reproduce.rows import Result
 from adntn.report.figures import NONE, short
 from adntn.report.pages import Table, markdown_table
@@ -64,12 +65,12 @@ class _Network:
         return self.cells.get(("dense", None))
 
     def at(self, budget: int) -> list[Line]:
-        """Rows that a budget pays for: those made for it, and of one size what fits; the dense network is no rival."""
+        """Rows that a budget pays for: those made for it, and of one size what fits; no dense network is a rival."""
         found = [line for (_, own), line in self.cells.items() if own == budget]
         return found + [
             line
             for (rival, own), line in self.cells.items()
-            if own is None and rival != "dense" and line.first.model_trained <= budget
+            if own is None and rival not in ("dense", TEACHER) and line.first.model_trained <= budget
         ]
 
 

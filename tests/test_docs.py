@@ -150,19 +150,19 @@ def test_the_reproduce_pages_code_runs(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_the_commands_of_the_reproduce_and_evidence_pages_are_possible() -> None:
     group: Any = typer.main.get_command(app)
-    text = (DOCS / "reproduce.md").read_text() + (DOCS / "evidence.md").read_text()
+    pages = ["reproduce.md", "evidence.md", *(page for _, page, _ in SCRIPTS["tables"]["EXPERIMENTS"].values())]
+    text = "".join((DOCS / page).read_text() for page in pages)
     commands = re.findall(r"^(?:until )?adntn reproduce (\w+)(.*?)(?:; do.*)?$", text, re.MULTILINE)
     assert {name for name, _ in commands} == {"table3", "whole", "levers", "expressivity"}
     for name, options in commands:
         asked = group.commands["reproduce"].commands[name].make_context(name, shlex.split(options)).params
         if asked.get("rows"):
-            settings = Settings(width=asked["width"] or 1.0)
+            settings = Settings(width=asked["width"] or 1.0, teacher_epochs=asked["teacher_epochs"])
             chosen_rows(experiment_rows(name, settings, (3, 32, 32), 10), split_names(asked["rows"]) or ())
         if (file := ROOT / (asked["out"] or "") / "settings.json").is_file():  # it is the command that was run
             run = json.loads(file.read_text())
-            assert {key: asked[key] for key in ("width", "epochs") if key in asked} == {
-                key: run[key] for key in ("width", "epochs") if key in run
-            }, file
+            keys = ("width", "epochs", "teacher_epochs")
+            assert {key: asked.get(key) for key in keys} == {key: run.get(key) for key in keys}, file
     parameters = [each for command in group.commands["reproduce"].commands.values() for each in command.params]
     known = {option for each in parameters for option in (*each.opts, *each.secondary_opts)}
     named = set(re.findall(r"`(--[a-z-]+)", (DOCS / "reproduce.md").read_text()))
@@ -269,20 +269,20 @@ def test_tables_are_what_the_library_says(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SCRIPTS["tables"]["EXPERIMENTS"])
-def test_the_evidence_page_has_room_for_each_experiment_and_its_files_are_of_one_piece(name: str) -> None:
+def test_a_page_has_room_for_each_experiment_and_its_files_are_of_one_piece(name: str) -> None:
     """What stands between the marks is compared above, as soon as there are results."""
-    shown = between((DOCS / "evidence.md").read_text(), name)
+    shown = between((DOCS / SCRIPTS["tables"]["EXPERIMENTS"][name][1]).read_text(), name)
     folder = DOCS / "results" / name
     assert (shown != "") == (folder / "settings.json").is_file() == (name in TABLES)
     if shown:
         assert SCRIPTS["tables"]["EXPERIMENTS"][name][0](folder, 2) in (folder / "table.md").read_text()
 
 
-def test_the_evidence_page_is_filled_from_an_experiments_folder(tmp_path: Path) -> None:
+def test_a_page_is_filled_from_an_experiments_folder(tmp_path: Path) -> None:
     rows = [reproduce_makers.result("vgg16-fc2", "ttn", 0, 0.9), reproduce_makers.deleted("vgg16-fc2", 0, 0.91)]
     folder = reproduce_makers.folder(tmp_path / "results" / "table3", "table3", rows)
     text = SCRIPTS["tables"]["experiment"]("table3", tmp_path)
-    assert text.startswith("### VGG-16, FC2\n\n| network ")
+    assert text.startswith("## VGG-16, FC2\n\n| network ")
     assert "figure5.png" not in text
     (folder / "figure5.png").touch()
     text = SCRIPTS["tables"]["experiment"]("table3", tmp_path)

@@ -202,26 +202,31 @@ TABLES.update(
 )
 
 
-#: What makes an experiment's text, and the pictures below it.
-EXPERIMENTS: dict[str, tuple[Callable[[Path, int], str], dict[str, str]]] = {
+#: What makes an experiment's text, the page that shows it, and the pictures below it.
+EXPERIMENTS: dict[str, tuple[Callable[[Path, int], str], str, dict[str, str]]] = {
     "table3": (
         table3_text,
+        "table3.md",
         {
             "figure4.png": "Compression ratios of the layers and of the whole model",
             "figure5.png": "Test accuracies of all rows and controls",
         },
     ),
-    "whole": (whole_text, {"accuracy.png": "Test accuracy against the trained numbers of the whole model"}),
-    "levers": (levers_text, {}),
+    "whole": (
+        whole_text,
+        "whole-networks.md",
+        {"accuracy.png": "Test accuracy against the trained numbers of the whole model"},
+    ),
+    "levers": (levers_text, "levers.md", {}),
 }
 
 
 def experiment(name: str, docs: Path = DOCS) -> str:
     """What `adntn reproduce` found, with its pictures."""
-    text, pictures = EXPERIMENTS[name]
+    text, _, pictures = EXPERIMENTS[name]
     folder = docs / "results" / name
     links = [f"![{says}](results/{name}/{file})" for file, says in pictures.items() if (folder / file).is_file()]
-    return "\n\n".join([text(folder, 3), *links])
+    return "\n\n".join([text(folder, 2), *links])
 
 
 # A page may wait for results that are not there yet.

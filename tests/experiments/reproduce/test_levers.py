@@ -116,3 +116,11 @@ def test_options_of_a_lever_go_with_its_digits() -> None:
     config = lever.config((64, 64, 3, 3), 900)
     assert (config.initialization, config.bond_dim) == ("isometric", 1)
     assert config.terms > 1
+
+
+def test_levers_may_learn_from_a_teacher_of_epochs_of_its_own() -> None:
+    made = {row.variant: row for row in lever_rows(Settings(width=0.25, epochs=2, teacher_epochs=8), (3, 32, 32), 10)}
+    teacher = made["kronecker-taught-large"].teacher
+    assert teacher is made["teacher"]
+    assert (teacher.optimization.epochs, made["dense"].optimization.epochs) == (8, 2)
+    assert teacher.about["size"] is None

@@ -77,3 +77,16 @@ def test_what_the_dense_network_teaches_is_taught_to_ours_and_to_rivals() -> Non
         assert taught.optimization == plain.optimization
         assert count_numbers(taught) == count_numbers(plain)
         assert plain.teacher is None
+
+
+def test_a_teacher_may_be_trained_for_epochs_of_its_own() -> None:
+    settings = Settings(width=0.25, epochs=2, teacher_epochs=8)
+    longer = {row.name: row for row in whole_rows(settings, (3, 32, 32), 10)}
+    teacher, dense = longer["vgg16/teacher"], longer["vgg16/dense"]
+    assert (teacher.optimization.epochs, dense.optimization.epochs) == (8, 2)
+    assert count_numbers(teacher) == count_numbers(dense)
+    assert teacher.about == {"rival": "teacher", "budget": None, "ours": False}
+    assert longer["vgg16/kronecker-taught-20000"].teacher is teacher
+    assert longer["vgg16/kronecker-taught-20000"].optimization.epochs == 2
+    assert longer["resnet20/kronecker-taught-10000"].teacher is longer["resnet20/teacher"]
+    assert longer.keys() - rows().keys() == {"vgg16/teacher", "resnet20/teacher"}

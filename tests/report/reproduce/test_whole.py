@@ -79,6 +79,15 @@ def test_a_rival_of_one_size_counts_where_it_fits_but_dense_never_does(tmp_path:
     assert said["1,000"] == "no rival is finished."
 
 
+def test_a_teacher_is_no_rival_and_its_epochs_are_said(tmp_path: Path) -> None:
+    rows = [*finished(), *(made.rival("resnet20", "teacher", None, seed, 0.95) for seed in range(3))]
+    rows = [row for row in rows if row.about["rival"] not in ("narrow", "lowrank")]
+    text = whole_text(made.folder(tmp_path, "whole", rows, epochs=2, teacher_epochs=8))
+    assert "2 epochs after a teacher's 8, seeds 0, 1, 2" in text
+    assert "best rival `frozen-dense`" in verdicts(text)["5,000"]
+    assert tables(text)[0]["teacher"][3] == "95.00 ± 0.00 (3)"
+
+
 def test_one_seed_decides_nothing(tmp_path: Path) -> None:
     folder = made.folder(tmp_path, "whole", finished(1))
     assert all(

@@ -90,3 +90,16 @@ def test_a_teacher_may_be_trained_for_epochs_of_its_own() -> None:
     assert longer["vgg16/kronecker-taught-20000"].optimization.epochs == 2
     assert longer["resnet20/kronecker-taught-10000"].teacher is longer["resnet20/teacher"]
     assert longer.keys() - rows().keys() == {"vgg16/teacher", "resnet20/teacher"}
+
+
+def test_layers_of_one_shape_have_their_cores_in_common_where_they_are_called_so() -> None:
+    row, plain = rows()["vgg16/kronecker-shared-10000"], rows()["vgg16/kronecker-10000"]
+    made = generated_weights(row.make(0))
+    alike = [dict(weight.generator_parameters()) for weight in made.values() if weight.shape == (128, 128, 3, 3)]
+    assert len(alike) == 5
+    for name in alike[0]:
+        own = {id(each[name]) for each in alike}
+        assert len(own) == (5 if name == "root" else 1), name
+    terms = {name: weight.config.terms for name, weight in generated_weights(plain.make(0)).items()}
+    assert all(w.config.terms > terms[name] for name, w in made.items() if w.shape == (128, 128, 3, 3))
+    assert row.about["ours"]

@@ -15,13 +15,12 @@ from torch import nn
 
 from adntn.describe import generated_weights
 from adntn.experiments.models import ImageShape
-from adntn.experiments.reproduce.networks import Whole, teacher_of
+from adntn.experiments.reproduce.networks import Whole, share_cores_, teacher_of
 from adntn.experiments.reproduce.rows import Row
 from adntn.experiments.reproduce.settings import Settings
 from adntn.experiments.reproduce.sizing import sized
 from adntn.experiments.variants import Variant
 from adntn.initialize import default_std
-from adntn.nn import GeneratedWeight
 from adntn.topology import GeneratorConfig
 
 __all__ = ["LEVERS", "SIZES", "Lever", "lever_rows"]
@@ -259,20 +258,9 @@ def _generated(network: Whole, lever: Lever, configs: Mapping[str, GeneratorConf
     else:
         model = Variant("", overrides=configs).make(network.build, list(configs), seed)
     if lever.shared:
-        _share(model)
+        share_cores_(model)
     if lever.start != 1.0:
         for weight in generated_weights(model).values():
             weight.std = lever.start * default_std(weight.shape)
             weight.draw_()
     return model
-
-
-def _share(model: nn.Module) -> None:
-    """Give every layer but the first of a shape that one's cores; the root stays its own."""
-    firsts: dict[tuple[int, ...], GeneratedWeight] = {}
-    for weight in generated_weights(model).values():
-        first = firsts.setdefault(tuple(weight.shape), weight)
-        for name, parameter in first.generator_parameters():
-            parent, _, attribute = name.rpartition(".")
-            if first is not weight and name != "root":
-                setattr(weight.get_submodule(parent), attribute, parameter)

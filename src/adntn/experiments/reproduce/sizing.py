@@ -7,7 +7,7 @@ import math
 from adntn.errors import check_choice
 from adntn.topology import Blueprint, GeneratorConfig
 
-__all__ = ["GROWS", "sized"]
+__all__ = ["GROWS", "count", "sized"]
 
 GROWS = ("groups", "terms", "dimension")
 
@@ -35,15 +35,16 @@ def sized(config: GeneratorConfig, shape: tuple[int, ...], numbers: int, by: str
     if by == "dimension":
         return config.replace(subspace_dim=numbers)
     if by == "terms":
-        return config.replace(terms=max(1, round(numbers / _count(shape, config, sharing))))
-    groups = [count for count in _GROUPS if shape[0] % count == 0 and 2 * count <= shape[0]] or [1]
-    many = [config.replace(groups=count) for count in groups]
-    most = _count(shape, many[-1], sharing)
+        return config.replace(terms=max(1, round(numbers / count(shape, config, sharing))))
+    groups = [each for each in _GROUPS if shape[0] % each == 0 and 2 * each <= shape[0]] or [1]
+    many = [config.replace(groups=each) for each in groups]
+    most = count(shape, many[-1], sharing)
     many += [many[-1].replace(terms=round(numbers / most))] if numbers > 2 * most else []
-    return min(many, key=lambda each: abs(_count(shape, each, sharing) - numbers))
+    return min(many, key=lambda each: abs(count(shape, each, sharing) - numbers))
 
 
-def _count(shape: tuple[int, ...], config: GeneratorConfig, sharing: int) -> float:
+def count(shape: tuple[int, ...], config: GeneratorConfig, sharing: int = 1) -> float:
+    """Return a weight's numbers: all of its own, or its root and its part of cores that several have in common."""
     blueprint = Blueprint(shape, config)
     if sharing == 1:
         return blueprint.num_parameters

@@ -14,12 +14,12 @@ from adntn.budget import fit_budget
 from adntn.describe import generated_weights
 from adntn.experiments.lessons import LESSONS
 from adntn.experiments.models import Builder, ImageShape
-from adntn.experiments.reproduce.networks import Whole, teacher_of
+from adntn.experiments.reproduce.networks import Whole, share_cores_, teacher_of
 from adntn.experiments.reproduce.rows import Row
 from adntn.experiments.reproduce.settings import Settings
-from adntn.experiments.reproduce.sizing import sized
+from adntn.experiments.reproduce.sizing import count, sized
 from adntn.experiments.variants import Variant
-from adntn.topology import Blueprint, GeneratorConfig
+from adntn.topology import GeneratorConfig
 
 __all__ = ["BUDGETS", "NETWORKS", "OURS", "RIVALS", "TAUGHT", "Spread", "whole_rows"]
 
@@ -37,6 +37,7 @@ _CORE_RATES = {
     "subspace": 6e-2,
     "subspaces": 6e-2,
     "kronecker": 2e-2,
+    "kronecker-shared": 2e-2,
     "kronecker-shuffled": 2e-2,
     "kronecker-tangent": 2e-1,
 }
@@ -53,12 +54,14 @@ class Spread:
             are of that config.
         shuffled: whether each tree of a sum has rows and columns in an order of its own, see
             :class:`~adntn.experiments.seeded.SeededConv2d`.
+        shared: whether layers of one shape have their cores in common, and a root each.
     """
 
     config: GeneratorConfig = field(default_factory=GeneratorConfig)
     by: str = "groups"
     digits: int | None = None
     shuffled: bool = False
+    shared: bool = False
 
     def configs(self, weights: Mapping[str, tuple[int, ...]], numbers: int) -> dict[str, GeneratorConfig]:
         """Return the config of each weight, for so many numbers in all, or a little less.
@@ -71,18 +74,25 @@ class Spread:
         for _ in range(12):
             middle = (low + high) / 2
             made = self._sized(weights, numbers, middle)
-            if _count(weights, made) <= numbers:
+            if self.count(weights, made) <= numbers:
                 low, best = middle, made
             else:
                 high = middle
         return best
+
+    def count(self, weights: Mapping[str, tuple[int, ...]], configs: Mapping[str, GeneratorConfig]) -> int:
+        """Return how many numbers the weights have in all."""
+        return round(sum(count(shape, configs[name], self._alike(weights, shape)) for name, shape in weights.items()))
+
+    def _alike(self, weights: Mapping[str, tuple[int, ...]], shape: tuple[int, ...]) -> int:
+        return list(weights.values()).count(shape) if self.shared else 1
 
     def _sized(self, weights: Mapping[str, tuple[int, ...]], numbers: int, scale: float) -> dict[str, GeneratorConfig]:
         share = max(1, round(scale * numbers / len(weights)))
         made = {}
         for name, shape in weights.items():
             config = self.config if self.digits is None else GeneratorConfig.kronecker(shape, self.digits)
-            made[name] = sized(config, shape, share, self.by)
+            made[name] = sized(config, shape, share, self.by, self._alike(weights, shape))
         return made
 
 
@@ -92,6 +102,7 @@ OURS: Mapping[str, Spread] = MappingProxyType(
         "ttn-blocked": Spread(),
         "ttn-paired": Spread(GeneratorConfig(order="paired")),
         "kronecker": Spread(by="terms", digits=2),
+        "kronecker-shared": Spread(by="terms", digits=2, shared=True),
         "kronecker-shuffled": Spread(by="terms", digits=3, shuffled=True),
     }
 )
@@ -171,24 +182,28 @@ def _networks(network: Whole, budget: int) -> dict[str, Make]:
     }
     for topology in RIVALS:
         least = GeneratorConfig(topology=topology, bond_dim=1)
-        if _count(weights, dict.fromkeys(weights, least)) <= numbers:
+        if sum(count(shape, least) for shape in weights.values()) <= numbers:
             made[topology] = functools.partial(_planned, build, layers, budget, least)
     each = Spread(GeneratorConfig(topology="subspace"), "dimension")
     for name, spread in {"subspaces": each, **OURS}.items():
         configs = spread.configs(weights, numbers)
-        if _count(weights, configs) > numbers:
+        if spread.count(weights, configs) > numbers:
             continue
         if name == "kronecker":
             made["kronecker-tangent"] = functools.partial(network.seeded, configs, "tangent")
-        if not spread.shuffled:
+        if spread.shared:
+            made[name] = functools.partial(_sharing, Variant(name, overrides=configs), build, layers)
+        elif not spread.shuffled:
             made[name] = functools.partial(Variant(name, overrides=configs).make, build, layers)
         elif any(config.terms > 1 for config in configs.values()):
             made[name] = functools.partial(network.seeded, configs, "shuffle")
     return made
 
 
-def _count(weights: Mapping[str, tuple[int, ...]], configs: Mapping[str, GeneratorConfig]) -> int:
-    return sum(Blueprint(shape, configs[name]).num_parameters for name, shape in weights.items())
+def _sharing(variant: Variant, build: Builder, layers: Sequence[str], seed: int) -> nn.Module:
+    model = variant.make(build, layers, seed)
+    share_cores_(model)
+    return model
 
 
 def _planned(build: Builder, layers: Sequence[str], budget: int, least: GeneratorConfig, seed: int) -> nn.Module:

@@ -21,6 +21,8 @@ import adntn
 from adntn.execution.plan import choose, multiply_adds
 from adntn.experiments.reproduce.expressivity import Fits
 from adntn.experiments.reproduce.levers import LEVERS
+from adntn.experiments.reproduce.rows import Folder
+from adntn.experiments.reproduce.steps import read_timings
 from adntn.experiments.reproduce.whole import OURS, TAUGHT
 from adntn.report.pages import markdown_table
 from adntn.report.reproduce import expressivity
@@ -275,21 +277,45 @@ def lengths() -> str:
     return speed.markdown(["network", "trained", *(f"{made['epochs']} epochs" for made, _ in columns)], rows)
 
 
-#: Folders of whole networks of several widths, and what is shown of them.
-WIDTHS = ("whole", "whole-half")
+#: Folders of whole networks of several widths; the budgets and networks that are shown, and what ours is set beside.
+WIDTHS = ("whole", "whole-half", "whole-full")
+WIDER_BUDGETS = (20_000, 50_000)
 WIDER = ("kronecker", "subspace", "subspaces", "narrow-dense")
+BESIDE_WIDER = ("subspaces", "narrow-dense")
 
 
 def wider() -> str:
-    """Accuracies and times of training of VGG-16 at 20,000 numbers by width, of the first seed."""
-    columns = [vgg16(folder) for folder in WIDTHS]
+    """Accuracies of VGG-16 by width and budget, and how far Kronecker products are above others."""
+    columns = [vgg16(folder, after="") for folder in WIDTHS]
     rows = []
-    for name in WIDER:
-        made = [lines[name].first for _, lines in columns]
-        cells = [f"{100 * each.accuracy:.2f} ({each.model_trained:,})" for each in made]
-        rows.append([name, *cells, f"{made[-1].train_seconds:.0f} s"])
-    titles = [f"width {settings['width']:g}, % (trained numbers)" for settings, _ in columns]
-    return speed.markdown(["network", *titles, "trained in"], rows)
+    for budget in WIDER_BUDGETS:
+        for name in WIDER:
+            lines = [made.get(f"{name}-{budget}") for _, made in columns]
+            rows.append([f"{name}, {budget:,}", *("–" if line is None else _sized(line) for line in lines)])
+        for name in BESIDE_WIDER:
+            apart = [points(made.get(f"kronecker-{budget}"), made.get(f"{name}-{budget}")) for _, made in columns]
+            rows.append([f"kronecker over {name}, points", *apart])
+    lines = [made.get("dense") for _, made in columns]
+    rows.append(["dense", *("–" if line is None else _sized(line) for line in lines)])
+    return speed.markdown(["network", *(f"width {made['width']:g}" for made, _ in columns)], rows)
+
+
+def _sized(line: Line) -> str:
+    return f"{line.written()}, {line.first.model_trained:,}"
+
+
+def wider_steps() -> str:
+    """Times of a training step of VGG-16 by width, over the dense network's."""
+    times = [read_timings(Folder(DOCS / "results" / folder)).get("vgg16", {}).get("rows", {}) for folder in WIDTHS]
+    names = [f"vgg16/{name}-{budget}" for budget in WIDER_BUDGETS for name in WIDER]
+    rows = []
+    for name in ("vgg16/dense", *names):
+        found = [known.get(name) for known in times]
+        if any(found):
+            cells = ["–" if t is None else f"{t['dense_ratio']:.2f} ({t['milliseconds']:.0f} ms)" for t in found]
+            rows.append([name.partition("/")[2], *cells])
+    widths = [vgg16(folder)[0]["width"] for folder in WIDTHS]
+    return speed.markdown(["step over the dense network's", *(f"width {width:g}" for width in widths)], rows)
 
 
 #: What ours, taught by the trained dense network, is set beside.
@@ -324,7 +350,7 @@ def lessons() -> str:
     return speed.markdown(["network", "what it is", "trained", epochs, "Δ points"], rows)
 
 
-TABLES.update({"lengths": lengths, "wider": wider, "taught": taught, "lessons": lessons})
+TABLES.update({"lengths": lengths, "wider": wider, "wider-steps": wider_steps, "taught": taught, "lessons": lessons})
 
 
 def run_report() -> RunReport:

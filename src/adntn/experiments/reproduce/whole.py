@@ -102,7 +102,7 @@ OURS: Mapping[str, Spread] = MappingProxyType(
         "ttn-blocked": Spread(),
         "ttn-paired": Spread(GeneratorConfig(order="paired")),
         "kronecker": Spread(by="terms", digits=2),
-        "kronecker-shared": Spread(by="terms", digits=2, shared=True),
+        "kronecker-shared": Spread(by="terms", digits=3, shared=True),
         "kronecker-shuffled": Spread(by="terms", digits=3, shuffled=True),
     }
 )

@@ -13,6 +13,7 @@ from adntn._version import __version__
 from adntn.activations import register_activation
 from adntn.budget import BudgetPlan, fit_budget
 from adntn.checkpoint import execution_state, load, load_execution_state, save
+from adntn.common_cores import share_cores_
 from adntn.compress import cached, compress_, materialize
 from adntn.decompose import WarmStartReport, warm_start_
 from adntn.describe import CompressionReport, describe
@@ -83,6 +84,7 @@ __all__ = [
     "quantize_",
     "register_activation",
     "save",
+    "share_cores_",
     "stable_rank",
     "warm_start_",
 ]

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from adntn.common_cores import tie_cores_
 from adntn.cores import CoreModule
 from adntn.describe import generated_weights, plain_name
 from adntn.errors import CheckpointError, CompressionError, ConfigError, ShapeError
@@ -163,6 +164,7 @@ def load(model: Model, path: str | os.PathLike[str]) -> Model:
         for name, weight in _new_weights(replacements).items():
             _take(weight, content.entries[name])
         put_in_place(replacements)
+        tie_cores_(model, _new_weights(replacements).values(), content.aliases)
     except (ConfigError, ShapeError, CompressionError) as error:
         raise CheckpointError(f"{path}: {error}") from error
     with torch.no_grad():

@@ -15,6 +15,7 @@ from adntn.adjoint.equations import nonlinearity
 from adntn.adjoint.reverse import full_precision
 from adntn.baselines import Network, draw_network, network
 from adntn.contraction import Contraction
+from adntn.errors import CompressionError
 from adntn.memory import check_memory
 from adntn.options import check_number
 from adntn.quantization import Quantization, fake_quantize, quantized_names
@@ -50,6 +51,8 @@ class CoreModule(nn.Module):
     _paths: tuple[tuple[str, tuple[str, ...]], ...]
     _backward: str = "autograd"
     _quantization: Quantization | None = None
+    #: Whether other weights, with roots of their own, are made of the same cores: :func:`adntn.share_cores_`.
+    has_common_cores: bool = False
 
     def _grow(
         self,
@@ -96,6 +99,7 @@ class CoreModule(nn.Module):
         self.blueprint, self.std = other.blueprint, other.std
         self._paths, self._backward = other._paths, other._backward
         self._quantization = other._quantization
+        self.has_common_cores = other.has_common_cores
         self._use(other._network)
         # In the one order that every process has: a set's order is not.
         names = [*(path[0] for _, path in other._paths), *other.blueprint.buffer_shapes, "activation"]
@@ -105,6 +109,25 @@ class CoreModule(nn.Module):
                 self.register_buffer(name, part)
             else:
                 setattr(self, name, part)
+
+    def _take_cores(self, other: CoreModule) -> None:
+        """Register another module's cores and activations as this one's too; the root stays."""
+        for name in dict.fromkeys([*(path[0] for _, path in other._paths), "activation"]):
+            if name != "root":
+                setattr(self, name, getattr(other, name))
+        self.has_common_cores = True
+
+    def refuse_common_cores(self, verb: str) -> None:
+        """Raise where the cores are common to other weights, which would change along.
+
+        Raises:
+            CompressionError: they are.
+        """
+        if self.has_common_cores:
+            raise CompressionError(
+                f"a generator of a weight of shape {self.blueprint.shape} has its cores in common with others "
+                f"(share_cores_), so it cannot be {verb} alone."
+            )
 
     def _use(self, made: Network) -> None:
         if "_network" in self.__dict__:

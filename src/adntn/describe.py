@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -55,7 +55,8 @@ class LayerReport:
         dense: numbers that the dense weight stores, P; 0 for one that is tied to another's.
         padded: entries that the trees make, P padded to powers of the radix; 0 for a layer that shares another's
             generator.
-        generated: numbers that are stored and trained instead; 0 for a layer that shares another's generator.
+        generated: numbers that are stored and trained instead; 0 for a layer that shares another's generator, and the
+            root alone for one that shares its cores.
         dense_bytes: bytes of the dense weight.
         generated_bytes: bytes of the generator's parameters, packed if they are quantised, and of the seed of a random
             projection.
@@ -164,14 +165,25 @@ def _fit_cells(row: LayerReport) -> tuple[str, str, str]:
     return f"{row.fit.relative_error:.3f}", f"{row.fit.stable_rank:.1f}", f"{row.fit.target_stable_rank:.1f}"
 
 
-def generator_bytes(generator: GeneratorModule) -> int:
-    """Return the bytes that :func:`adntn.save` stores of a generator: packed where it is quantised."""
+def generator_bytes(generator: GeneratorModule, known: Container[int] = ()) -> int:
+    """Return the bytes that :func:`adntn.save` stores of a generator: packed where it is quantised.
+
+    Args:
+        generator: of which.
+        known: identities of parameters that are not counted: what is common to it and a generator before.
+    """
     blueprint, dtype, quantization = generator.blueprint, generator.dtype, generator.quantization
+    if generator.has_common_cores:
+        return _count_new(generator, known) * dtype.itemsize
     total = blueprint.num_parameters * dtype.itemsize + 8 * len(blueprint.buffer_shapes)
     if quantization is None:
         return total
     whole = sum(math.prod(blueprint.parameter_shapes[name]) for name in quantized_names(blueprint))
     return total - whole * dtype.itemsize + packed_bytes(blueprint, quantization, dtype)
+
+
+def _count_new(generator: GeneratorModule, known: Container[int]) -> int:
+    return sum(p.numel() for _, p in generator.generator_parameters() if id(p) not in known)
 
 
 def stored_bytes(model: nn.Module) -> int:
@@ -182,7 +194,11 @@ def stored_bytes(model: nn.Module) -> int:
         for name in (*generator.blueprint.parameter_shapes, *generator.blueprint.buffer_shapes):
             tensors.pop(id(generator.get_core(name)), None)
     own: int = sum(t.numel() * t.element_size() for t in tensors.values())
-    return own + sum(generator_bytes(generator) for generator in generators.values())
+    known: set[int] = set()
+    for generator in generators.values():
+        own += generator_bytes(generator, known)
+        known.update(id(parameter) for _, parameter in generator.generator_parameters())
+    return own
 
 
 def _has_size(value: object) -> bool:
@@ -201,11 +217,14 @@ def describe(model: nn.Module, fits: Mapping[Network, FitReport | WarmStartRepor
     rows: list[LayerReport] = []
     roots: set[int] = set()
     weights: set[object] = set()
+    known: set[int] = set()
     for name, layer in generated_weights(model).items():
         first, new = id(layer._network) not in roots, (id(layer._network), layer.rows) not in weights
         roots.add(id(layer._network))
         weights.add((id(layer._network), layer.rows))
-        stored, dense = layer.num_parameters if first else 0, math.prod(layer.shape) if new else 0
+        stored, dense = _count_new(layer, known) if first else 0, math.prod(layer.shape) if new else 0
+        size = generator_bytes(layer, known) if first else 0
+        known.update(id(parameter) for _, parameter in layer.generator_parameters())
         item = layer.dtype.itemsize
         rows.append(
             LayerReport(
@@ -217,7 +236,7 @@ def describe(model: nn.Module, fits: Mapping[Network, FitReport | WarmStartRepor
                 padded=layer.blueprint.tensorization.padded_size if first else 0,
                 generated=stored,
                 dense_bytes=dense * item,
-                generated_bytes=generator_bytes(layer) if first else 0,
+                generated_bytes=size,
                 rank_bound=layer.rank_bound(),
                 way=layer.way.name,
                 reason=layer.way.reason,

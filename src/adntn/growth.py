@@ -174,6 +174,7 @@ def refuse(
     optimizers: Sequence[Optimizer],
 ) -> None:
     """Raise what stands in the way, before anything is changed."""
+    module.refuse_common_cores("changed")
     if exact:
         _insist(embedding if isinstance(embedding, str) else embedding.doubt)
     if any(getattr(user, "execution", None) == "factored" for user in users):

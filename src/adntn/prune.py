@@ -139,6 +139,8 @@ def prune_(
         check_number("tolerance", tolerance, least=0)
     optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
     chosen = choose_generated(model, targets, ignore)
+    for weight in chosen.values():
+        weight.refuse_common_cores("pruned")
     trials = [_Trial(weights, threshold) for weights in by_generator(chosen)]
     accepted = [trial for trial in trials if trial.pruned.found and trial.is_within(tolerance)]
     for trial in accepted:

@@ -119,6 +119,8 @@ def quantize_(
     """
     quantization = None if bits is None else Quantization(bits)
     chosen = choose_generated(model, targets, ignore)
+    for weight in chosen.values():
+        weight.refuse_common_cores("quantised")
     before = stored_bytes(model)
     rows: dict[str, QuantizedLayer] = {}
     for weights in by_generator(chosen):

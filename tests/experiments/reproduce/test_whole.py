@@ -93,7 +93,10 @@ def test_a_teacher_may_be_trained_for_epochs_of_its_own() -> None:
 
 
 def test_layers_of_one_shape_have_their_cores_in_common_where_they_are_called_so() -> None:
-    row, plain = rows()["vgg16/kronecker-shared-10000"], rows()["vgg16/kronecker-shuffled-10000"]  # both of three digits
+    row, plain = (
+        rows()["vgg16/kronecker-shared-10000"],
+        rows()["vgg16/kronecker-shuffled-10000"],
+    )  # both of three digits
     made = generated_weights(row.make(0))
     alike = [dict(weight.generator_parameters()) for weight in made.values() if weight.shape == (128, 128, 3, 3)]
     assert len(alike) == 5

@@ -13,9 +13,10 @@ from typing import Any
 
 from torch import nn
 
+from adntn.common_cores import share_cores_
 from adntn.describe import generated_weights
 from adntn.experiments.models import ImageShape
-from adntn.experiments.reproduce.networks import Whole, share_cores_, teacher_of
+from adntn.experiments.reproduce.networks import Whole, teacher_of
 from adntn.experiments.reproduce.rows import Row
 from adntn.experiments.reproduce.settings import Settings
 from adntn.experiments.reproduce.sizing import sized

@@ -10,7 +10,6 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from adntn.describe import generated_weights
 from adntn.experiments.controls import chosen_weights
 from adntn.experiments.models import DEFAULT_TARGETS, Builder, ImageShape, model_builder
 from adntn.experiments.reproduce.rows import Row
@@ -18,11 +17,10 @@ from adntn.experiments.reproduce.settings import Settings
 from adntn.experiments.rivals import narrow_dense
 from adntn.experiments.seeded import SeededConv2d
 from adntn.experiments.variants import Variant
-from adntn.nn import GeneratedWeight
 from adntn.targets import select
 from adntn.topology import GeneratorConfig
 
-__all__ = ["TEACHER", "Whole", "share_cores_", "teacher_of"]
+__all__ = ["TEACHER", "Whole", "teacher_of"]
 
 #: The dense network that others learn from, where it is trained for longer or shorter than they are.
 TEACHER = "teacher"
@@ -34,17 +32,6 @@ def teacher_of(dense: Row, settings: Settings) -> Row:
         return dense
     how = replace(dense.optimization, epochs=settings.teacher_epochs)
     return replace(dense, variant=TEACHER, optimization=how, about={**dense.about, "rival": TEACHER})
-
-
-def share_cores_(model: nn.Module) -> None:
-    """Give every generated layer but the first of a shape that one's cores; the root stays its own."""
-    firsts: dict[tuple[int, ...], GeneratedWeight] = {}
-    for weight in generated_weights(model).values():
-        first = firsts.setdefault(tuple(weight.shape), weight)
-        for name, parameter in first.generator_parameters():
-            parent, _, attribute = name.rpartition(".")
-            if first is not weight and name != "root":
-                setattr(weight.get_submodule(parent), attribute, parameter)
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -11,10 +13,11 @@ import torch
 from torch import nn
 
 from adntn.budget import fit_budget
+from adntn.common_cores import share_cores_
 from adntn.describe import generated_weights
 from adntn.experiments.lessons import LESSONS
 from adntn.experiments.models import Builder, ImageShape
-from adntn.experiments.reproduce.networks import Whole, share_cores_, teacher_of
+from adntn.experiments.reproduce.networks import Whole, teacher_of
 from adntn.experiments.reproduce.rows import Row
 from adntn.experiments.reproduce.settings import Settings
 from adntn.experiments.reproduce.sizing import count, sized
@@ -42,16 +45,24 @@ _CORE_RATES = {
     "kronecker-tangent": 2e-1,
 }
 
+# With five, products of a quarter-width VGG-16 came to much less than with four.
+_MOST_DIGITS = 4
+
 
 @dataclass(frozen=True)
 class Spread:
     """Generators that share a budget alike: every weight has about as many numbers.
+
+    Where n layers of one shape have their cores in common, those are sqrt(n) times as many: more than for one layer, as
+    each of them counts, and less than for n apart.
 
     Attributes:
         config: of all of them, with everything but the size.
         by: what makes them larger, see :func:`~adntn.experiments.reproduce.sizing.sized`.
         digits: of Kronecker products, see :meth:`~adntn.GeneratorConfig.kronecker`; None for others, which
             are of that config.
+        products: that a weight is to have at least, on average; where the numbers do not suffice for so many there are
+            more digits, up to four, with which a product needs fewer numbers.
         shuffled: whether each tree of a sum has rows and columns in an order of its own, see
             :class:`~adntn.experiments.seeded.SeededConv2d`.
         shared: whether layers of one shape have their cores in common, and a root each.
@@ -60,6 +71,7 @@ class Spread:
     config: GeneratorConfig = field(default_factory=GeneratorConfig)
     by: str = "groups"
     digits: int | None = None
+    products: int = 1
     shuffled: bool = False
     shared: bool = False
 
@@ -69,6 +81,14 @@ class Spread:
         Where small weights cannot use their share, or generators come in large steps, the shares are scaled until the
         numbers are met as nearly as they can be.
         """
+        best = self._nearest(weights, numbers)
+        for digits in range(3, _MOST_DIGITS + 1):
+            if self.digits is None or statistics.mean(each.terms for each in best.values()) >= self.products:
+                break
+            best = replace(self, digits=digits)._nearest(weights, numbers)
+        return best
+
+    def _nearest(self, weights: Mapping[str, tuple[int, ...]], numbers: int) -> dict[str, GeneratorConfig]:
         low, high = 0.0, 8.0
         best = self._sized(weights, numbers, low)
         for _ in range(12):
@@ -88,11 +108,12 @@ class Spread:
         return list(weights.values()).count(shape) if self.shared else 1
 
     def _sized(self, weights: Mapping[str, tuple[int, ...]], numbers: int, scale: float) -> dict[str, GeneratorConfig]:
-        share = max(1, round(scale * numbers / len(weights)))
         made = {}
         for name, shape in weights.items():
+            alike = self._alike(weights, shape)
+            share = max(1, round(scale * numbers / len(weights) / math.sqrt(alike)))
             config = self.config if self.digits is None else GeneratorConfig.kronecker(shape, self.digits)
-            made[name] = sized(config, shape, share, self.by, self._alike(weights, shape))
+            made[name] = sized(config, shape, share, self.by, alike)
         return made
 
 
@@ -102,7 +123,7 @@ OURS: Mapping[str, Spread] = MappingProxyType(
         "ttn-blocked": Spread(),
         "ttn-paired": Spread(GeneratorConfig(order="paired")),
         "kronecker": Spread(by="terms", digits=2),
-        "kronecker-shared": Spread(by="terms", digits=3, shared=True),
+        "kronecker-shared": Spread(by="terms", digits=2, products=4, shared=True),
         "kronecker-shuffled": Spread(by="terms", digits=3, shuffled=True),
     }
 )

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,8 @@ def table() -> str:
         for which, says in (("now", "of that moment"), ("start", "of the start")):
             for layer in dict.fromkeys(row["layer"] for row in rows):
                 own = [row for row in rows if (row["network"], row["layer"]) == (network, layer)]
+                if which == "start" and all(math.isclose(row["now"], row["start"], rel_tol=1e-3) for row in own):
+                    continue  # directions that stay where they are
                 times = [row[which] / (row["directions"] / row["entries"]) for row in own]
                 cells = [f"{each:.1f}" for each in times]
                 body.append([f"{network}, {says}", str(own[0]["channels"]), f"{own[0]['directions']:,}", *cells])

@@ -176,6 +176,18 @@ def test_the_directions_of_a_generator_are_those_of_its_jacobian() -> None:
     assert found["directions"] == pytest.approx(4, rel=0.01)
 
 
+def test_what_a_generator_can_do_lies_in_its_directions_whole_and_chance_in_their_share() -> None:
+    study = runpy.run_path(str(ROOT / "benchmarks" / "turning.py"))
+    torch.manual_seed(0)
+    layer = adntn.nn.Conv2d(16, 16, 3, config=adntn.GeneratorConfig.kronecker((16, 16, 3, 3), terms=2))
+    basis = study["directions"](layer)
+    # Of each product, the scales of two matrices, a kernel and a root are one direction.
+    assert basis.shape[1] == layer.num_parameters - 2 * 3
+    assert study["share_within"](layer.weight.detach(), basis) == pytest.approx(1.0, abs=1e-4)
+    shares = [study["share_within"](torch.randn(layer.shape), basis) for _ in range(50)]
+    assert sum(shares) / 50 == pytest.approx(basis.shape[1] / basis.shape[0], rel=0.15)
+
+
 def test_the_nearness_of_low_rank_is_what_singular_values_leave(tmp_path: Path) -> None:
     study = runpy.run_path(str(ROOT / "benchmarks" / "nearness.py"))
     rows = {row.name: row for row in whole_rows(Settings(width=1 / 16), (3, 32, 32), 10)}

@@ -38,7 +38,7 @@ ROOT = DOCS.parent
 REUSE = ROOT / "benchmarks" / "results" / "reuse.json"
 sys.path[:0] = [] if str(ROOT) in sys.path else [str(ROOT)]  # for benchmarks, which is not installed
 
-from benchmarks import growth, kronecker, nearness, tangents  # noqa: E402
+from benchmarks import growth, kronecker, nearness, tangents, turning  # noqa: E402
 from benchmarks.speed import tables as speed  # noqa: E402
 from benchmarks.speed.results import Results  # noqa: E402
 
@@ -277,26 +277,24 @@ def lengths() -> str:
     return speed.markdown(["network", "trained", *(f"{made['epochs']} epochs" for made, _ in columns)], rows)
 
 
-#: Folders of whole networks of several widths; the budgets and networks that are shown, and what ours is set beside.
-WIDTHS = ("whole", "whole-half", "whole-full")
-WIDER_BUDGETS = (20_000, 50_000)
+#: Folders of whole networks of several widths, what is shown of them, and what ours is set beside.
+WIDTHS = ("whole", "whole-half")
 WIDER = ("kronecker", "subspace", "subspaces", "narrow-dense")
-BESIDE_WIDER = ("subspaces", "narrow-dense")
+#: Rows of networks of half the width whose rates are others, and of which experiment.
+OTHER_RATES = ("subspace-fast", "subspace-faster")
 
 
 def wider() -> str:
-    """Accuracies of VGG-16 by width and budget, and how far Kronecker products are above others."""
-    columns = [vgg16(folder, after="") for folder in WIDTHS]
-    rows = []
-    for budget in WIDER_BUDGETS:
-        for name in WIDER:
-            lines = [made.get(f"{name}-{budget}") for _, made in columns]
-            rows.append([f"{name}, {budget:,}", *("–" if line is None else _sized(line) for line in lines)])
-        for name in BESIDE_WIDER:
-            apart = [points(made.get(f"kronecker-{budget}"), made.get(f"{name}-{budget}")) for _, made in columns]
-            rows.append([f"kronecker over {name}, points", *apart])
-    lines = [made.get("dense") for _, made in columns]
-    rows.append(["dense", *("–" if line is None else _sized(line) for line in lines)])
+    """Accuracies of VGG-16 at 20,000 numbers by width, and how far Kronecker products are above others."""
+    columns = [vgg16(folder) for folder in WIDTHS]
+    rows = [[name, *(_sized(made[name]) for _, made in columns)] for name in WIDER]
+    for name in WIDER[1:]:
+        apart = [points(made["kronecker"], made[name]) for _, made in columns]
+        rows.append([f"kronecker over {name}, points", *apart])
+    _, others = vgg16("levers-half", "levers", "-large")
+    for name in OTHER_RATES:
+        rate = others[name].first.optimization["core_lr"]
+        rows.append([f"subspaces, trained at {rate:g}", "", _sized(others[name])])
     return speed.markdown(["network", *(f"width {made['width']:g}" for made, _ in columns)], rows)
 
 
@@ -305,17 +303,53 @@ def _sized(line: Line) -> str:
 
 
 def wider_steps() -> str:
-    """Times of a training step of VGG-16 by width, over the dense network's."""
-    times = [read_timings(Folder(DOCS / "results" / folder)).get("vgg16", {}).get("rows", {}) for folder in WIDTHS]
-    names = [f"vgg16/{name}-{budget}" for budget in WIDER_BUDGETS for name in WIDER]
+    """Times of a training step of VGG-16 at 20,000 numbers by width, over the dense network's."""
+    times = [read_timings(Folder(DOCS / "results" / folder))["vgg16"]["rows"] for folder in WIDTHS]
     rows = []
-    for name in ("vgg16/dense", *names):
-        found = [known.get(name) for known in times]
-        if any(found):
-            cells = ["–" if t is None else f"{t['dense_ratio']:.2f} ({t['milliseconds']:.0f} ms)" for t in found]
-            rows.append([name.partition("/")[2], *cells])
+    for name in WIDER:
+        found = [known[f"vgg16/{name}-20000"] for known in times]
+        rows.append([name, *(f"{t['dense_ratio']:.2f} ({t['milliseconds']:.0f} ms)" for t in found)])
     widths = [vgg16(folder)[0]["width"] for folder in WIDTHS]
     return speed.markdown(["step over the dense network's", *(f"width {width:g}" for width in widths)], rows)
+
+
+#: Budgets at which cores in common are shown, by folder, and beside what.
+COMMON = {"whole": (5_500, 10_000, 20_000), "whole-8": (10_000, 20_000)}
+BESIDE_COMMON = ("kronecker", "subspace", "subspaces")
+
+
+def common() -> str:
+    """Accuracies of VGG-16 whose layers of one shape have their cores in common, and how far they are above others."""
+    columns = []
+    for folder, budgets in COMMON.items():
+        settings, lines = vgg16(folder, after="")
+        columns += [(f"{settings['epochs']} epochs, {budget:,}", lines, budget) for budget in budgets]
+    rows = [
+        [name, *(accuracy(lines.get(f"{name}-{budget}")) for _, lines, budget in columns)]
+        for name in ("kronecker-shared", *BESIDE_COMMON)
+    ]
+    for name in BESIDE_COMMON:
+        apart = [
+            points(lines.get(f"kronecker-shared-{budget}"), lines.get(f"{name}-{budget}"))
+            for _, lines, budget in columns
+        ]
+        rows.append([f"kronecker-shared over {name}, points", *apart])
+    return speed.markdown(["network", *(title for title, _, _ in columns)], rows)
+
+
+def short() -> str:
+    """Accuracies of VGG-16 that learned for a short time from a dense network that was trained for longer."""
+    settings, lines = vgg16("whole-short", after="")
+    budgets = sorted({line.first.about["budget"] for line in lines.values()} - {None})
+    rows = [
+        [name, *(accuracy(lines.get(f"{name}-{budget}")) for budget in budgets)]
+        for name in ("kronecker-taught", "subspaces-taught")
+    ]
+    apart = [points(lines.get(f"kronecker-taught-{b}"), lines.get(f"subspaces-taught-{b}")) for b in budgets]
+    rows.append(["kronecker-taught over subspaces-taught, points", *apart])
+    rows.append([f"the teacher, {settings['teacher_epochs']} epochs", *[accuracy(lines["teacher"])] * len(budgets)])
+    title = f"{settings['epochs']} epochs"
+    return speed.markdown(["network", *(f"{title}, {budget:,}" for budget in budgets)], rows)
 
 
 #: What ours, taught by the trained dense network, is set beside.
@@ -350,7 +384,8 @@ def lessons() -> str:
     return speed.markdown(["network", "what it is", "trained", epochs, "Δ points"], rows)
 
 
-TABLES.update({"lengths": lengths, "wider": wider, "wider-steps": wider_steps, "taught": taught, "lessons": lessons})
+TABLES.update({"lengths": lengths, "wider": wider, "common": common, "taught": taught, "lessons": lessons})
+TABLES.update({"short": short, "turning": turning.table, "wider-steps": wider_steps})
 
 
 def run_report() -> RunReport:

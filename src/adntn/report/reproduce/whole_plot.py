@@ -20,6 +20,7 @@ __all__ = ["Series", "whole_figure"]
 
 _OURS = (COLOURS[1], COLOURS[3], COLOURS[6])
 _RIVALS = (COLOURS[2], COLOURS[5], COLOURS[4], COLOURS[7])
+_LINES = {True: ("-", (0, (4, 1))), False: ("--", ":")}
 _MARKERS = ("o", "s", "D", "^", "X", "P", "v", "*")
 
 
@@ -86,7 +87,8 @@ def _draw(axes: Axes, series: Series, names: Mapping[bool, Sequence[str]]) -> Li
     look: dict[str, Any] = {
         "color": colours[number % len(colours)],
         "marker": _MARKERS[(number + (0 if series.ours else 3)) % len(_MARKERS)],
-        "linestyle": "-" if series.ours else "--",
+        # Where there are more names than colours, the line tells them apart.
+        "linestyle": _LINES[series.ours][number // len(colours) % 2],
         "linewidth": 2.6 if series.ours else 1.2,
         "markersize": 7 if series.ours else 6,
     }

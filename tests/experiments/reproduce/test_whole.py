@@ -106,3 +106,10 @@ def test_layers_of_one_shape_have_their_cores_in_common_where_they_are_called_so
     terms = {name: weight.config.terms for name, weight in generated_weights(plain.make(0)).items()}
     assert all(w.config.terms > terms[name] for name, w in made.items() if w.shape == (128, 128, 3, 3))
     assert row.about["ours"]
+
+
+def test_products_of_more_digits_are_trained_at_a_lower_rate() -> None:
+    rates = {budget: rows()[f"vgg16/kronecker-shared-{budget}"].optimization.core_lr for budget in (5_500, 10_000)}
+    assert rates == {5_500: 1e-2, 10_000: 2e-2}  # four digits, and two
+    assert rows()["vgg16/kronecker-shuffled-20000"].optimization.core_lr == 2e-2  # as it asks for three
+    assert rows()["vgg16/subspace-5500"].optimization.core_lr == 6e-2

@@ -81,12 +81,26 @@ class Spread:
         Where small weights cannot use their share, or generators come in large steps, the shares are scaled until the
         numbers are met as nearly as they can be.
         """
-        best = self._nearest(weights, numbers)
+        return self.settled(weights, numbers)._nearest(weights, numbers)
+
+    def settled(self, weights: Mapping[str, tuple[int, ...]], numbers: int) -> Spread:
+        """Return the same with as many digits as give the weights enough products, or as there may be."""
+        spread = self
         for digits in range(3, _MOST_DIGITS + 1):
-            if self.digits is None or statistics.mean(each.terms for each in best.values()) >= self.products:
+            terms = [config.terms for config in spread._nearest(weights, numbers).values()]
+            if self.products == 1 or statistics.mean(terms) >= self.products:
                 break
-            best = replace(self, digits=digits)._nearest(weights, numbers)
-        return best
+            spread = replace(spread, digits=digits)
+        return spread
+
+    def core_rate(self, rate: float, weights: Mapping[str, tuple[int, ...]], numbers: int) -> float:
+        """Return the peak rate of root and cores, for a rate that suits the digits that are asked for.
+
+        What a product changes by is what all of its matrices change by, so with more of them the rate is less.
+        """
+        if self.digits is None:
+            return rate
+        return rate * self.digits / (self.settled(weights, numbers).digits or self.digits)
 
     def _nearest(self, weights: Mapping[str, tuple[int, ...]], numbers: int) -> dict[str, GeneratorConfig]:
         low, high = 0.0, 8.0
@@ -171,7 +185,7 @@ def whole_rows(settings: Settings, image_shape: ImageShape, num_classes: int) ->
                 build=network.build,
                 make=make,
                 layers=network.layers,
-                optimization=settings.optimization(_RATE, _CORE_RATES.get(rival, _RATE)),
+                optimization=settings.optimization(_RATE, _core_rate(rival, budget, network)),
                 about={"rival": rival, "budget": budget, "ours": rival in OURS},
             )
             for rival, budget, make in makers
@@ -180,6 +194,13 @@ def whole_rows(settings: Settings, image_shape: ImageShape, num_classes: int) ->
         rows += made if teacher is made[0] else [*made, teacher]
         rows += [_taught(row, teacher) for row in made if row.about["rival"] in TAUGHT]
     return rows
+
+
+def _core_rate(rival: str, budget: int | None, network: Whole) -> float:
+    rate = _CORE_RATES.get(rival, _RATE)
+    if budget is None or rival not in OURS:
+        return rate
+    return OURS[rival].core_rate(rate, network.weights, budget - network.beside)
 
 
 def _taught(row: Row, teacher: Row) -> Row:

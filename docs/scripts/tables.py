@@ -21,8 +21,6 @@ import adntn
 from adntn.execution.plan import choose, multiply_adds
 from adntn.experiments.reproduce.expressivity import Fits
 from adntn.experiments.reproduce.levers import LEVERS
-from adntn.experiments.reproduce.rows import Folder
-from adntn.experiments.reproduce.steps import read_timings
 from adntn.experiments.reproduce.whole import OURS, TAUGHT
 from adntn.report.pages import markdown_table
 from adntn.report.reproduce import expressivity
@@ -38,7 +36,7 @@ ROOT = DOCS.parent
 REUSE = ROOT / "benchmarks" / "results" / "reuse.json"
 sys.path[:0] = [] if str(ROOT) in sys.path else [str(ROOT)]  # for benchmarks, which is not installed
 
-from benchmarks import growth, kronecker, nearness, tangents, turning  # noqa: E402
+from benchmarks import growth, kronecker, nearness, tangents, turning, widths  # noqa: E402
 from benchmarks.speed import tables as speed  # noqa: E402
 from benchmarks.speed.results import Results  # noqa: E402
 
@@ -302,17 +300,6 @@ def _sized(line: Line) -> str:
     return f"{line.written()}, {line.first.model_trained:,}"
 
 
-def wider_steps() -> str:
-    """Times of a training step of VGG-16 at 20,000 numbers by width, over the dense network's."""
-    times = [read_timings(Folder(DOCS / "results" / folder))["vgg16"]["rows"] for folder in WIDTHS]
-    rows = []
-    for name in WIDER:
-        found = [known[f"vgg16/{name}-20000"] for known in times]
-        rows.append([name, *(f"{t['dense_ratio']:.2f} ({t['milliseconds']:.0f} ms)" for t in found)])
-    widths = [vgg16(folder)[0]["width"] for folder in WIDTHS]
-    return speed.markdown(["step over the dense network's", *(f"width {width:g}" for width in widths)], rows)
-
-
 #: Budgets at which cores in common are shown, by folder, and beside what.
 COMMON = {"whole": (5_500, 10_000, 20_000), "whole-8": (10_000, 20_000)}
 BESIDE_COMMON = ("kronecker", "subspace", "subspaces")
@@ -385,7 +372,7 @@ def lessons() -> str:
 
 
 TABLES.update({"lengths": lengths, "wider": wider, "common": common, "taught": taught, "lessons": lessons})
-TABLES.update({"short": short, "turning": turning.table, "wider-steps": wider_steps})
+TABLES.update({"short": short, "turning": turning.table, "wider-steps": widths.table})
 
 
 def run_report() -> RunReport:

@@ -21,7 +21,7 @@ from adntn.training.looking import forward
 from adntn.training.optimization import Optimization
 from adntn.training.rates import make_optimizer, set_rates
 
-__all__ = ["ROUNDS", "Timed", "read_timings", "time_steps"]
+__all__ = ["ROUNDS", "Timed", "read_timings", "time_row", "time_steps"]
 
 #: Rounds that are timed, after those that warm up.
 ROUNDS = 7
@@ -141,9 +141,11 @@ def time_steps(
                 left = f"{len(todo) - number + 1} of {len(todo)}"
                 raise TrainingStopped(f"the time was over with {left} rows still to be timed.")
             tell(Timed(row.name, number, len(todo)))
-            batch, values = _time(row, _dense(row, every), images, device)
+            inputs = normalize(images.train.images[: row.optimization.batch_size], images).to(device)
+            labels = images.train.labels[: len(inputs)].to(device)
+            values = time_row(row, _dense(row, every), inputs, labels)
             of_network = known.setdefault(
-                row.network, {"batch": batch, "rounds": ROUNDS, "environment": machine, "rows": {}}
+                row.network, {"batch": len(inputs), "rounds": ROUNDS, "environment": machine, "rows": {}}
             )
             of_network["rows"][row.name] = values
             write_json(folder.timings_file, known)
@@ -158,10 +160,19 @@ def _dense(row: Row, every: Sequence[Row]) -> Row:
     raise ConfigError(f"{row.name} cannot be timed beside its network as it stands: there is no row {name!r}.")
 
 
-def _time(row: Row, dense: Row, images: ImageData, device: str) -> tuple[int, dict[str, float]]:
-    inputs = normalize(images.train.images[: row.optimization.batch_size], images).to(device)
-    labels = images.train.labels[: len(inputs)].to(device)
-    cuda = list(range(torch.cuda.device_count())) if device != "cpu" else []
+def time_row(
+    row: Row,
+    dense: Row,
+    inputs: Tensor,  # shape: (batch, C, H, W)
+    labels: Tensor,  # shape: (batch,)
+) -> dict[str, float]:
+    """Time a step of training of a row's untrained network on one batch, in turns with its dense network's.
+
+    Returns:
+        ``"milliseconds"``, the median of seven rounds; ``"dense_ratio"``, that of the ratios round by round; and on a
+        GPU ``"peak_bytes"``.
+    """
+    cuda = list(range(torch.cuda.device_count())) if inputs.is_cuda else []
     if row.optimization.compile:
         torch.compiler.reset()  # or after some networks torch has enough of it, and runs the next ones as they are
     with torch.random.fork_rng(cuda):
@@ -185,7 +196,7 @@ def _time(row: Row, dense: Row, images: ImageData, device: str) -> tuple[int, di
     }
     if cuda:
         values["peak_bytes"] = peak
-    return len(inputs), values
+    return values
 
 
 def _wait(inputs: Tensor) -> None:

@@ -99,7 +99,9 @@ class CoreModule(nn.Module):
         self.blueprint, self.std = other.blueprint, other.std
         self._paths, self._backward = other._paths, other._backward
         self._quantization = other._quantization
-        self.has_common_cores = other.has_common_cores
+        self.__dict__.pop("has_common_cores", None)
+        if other.has_common_cores:
+            self.has_common_cores = True
         self._use(other._network)
         # In the one order that every process has: a set's order is not.
         names = [*(path[0] for _, path in other._paths), *other.blueprint.buffer_shapes, "activation"]

@@ -161,7 +161,7 @@ def test_the_commands_of_the_reproduce_and_evidence_pages_are_possible() -> None
             chosen_rows(experiment_rows(name, settings, (3, 32, 32), 10), split_names(asked["rows"]) or ())
         if (file := ROOT / (asked["out"] or "") / "settings.json").is_file():  # it is the command that was run
             run = json.loads(file.read_text())
-            keys = ("width", "epochs", "teacher_epochs")
+            keys = ("width", "epochs", "teacher_epochs", "held_out", "core_lr")
             assert {key: asked.get(key) for key in keys} == {key: run.get(key) for key in keys}, file
     parameters = [each for command in group.commands["reproduce"].commands.values() for each in command.params]
     known = {option for each in parameters for option in (*each.opts, *each.secondary_opts)}
@@ -298,7 +298,7 @@ def test_a_page_is_filled_from_an_experiments_folder(tmp_path: Path) -> None:
     assert "figure5.png" not in text
     (folder / "figure5.png").touch()
     text = SCRIPTS["tables"]["experiment"]("table3", tmp_path)
-    assert text.endswith("![Test accuracies of all rows and controls](results/table3/figure5.png)")
+    assert text.endswith("![Accuracies of all rows and controls](results/table3/figure5.png)")
 
 
 @pytest.mark.parametrize("name", SCRIPTS["pictures"]["PICTURES"])

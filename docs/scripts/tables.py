@@ -209,13 +209,13 @@ EXPERIMENTS: dict[str, tuple[Callable[[Path, int], str], str, dict[str, str]]] =
         "table3.md",
         {
             "figure4.png": "Compression ratios of the layers and of the whole model",
-            "figure5.png": "Test accuracies of all rows and controls",
+            "figure5.png": "Accuracies of all rows and controls",
         },
     ),
     "whole": (
         whole_text,
         "whole-networks.md",
-        {"accuracy.png": "Test accuracy against the trained numbers of the whole model"},
+        {"accuracy.png": "Accuracy against the trained numbers of the whole model"},
     ),
     "levers": (levers_text, "levers.md", {}),
 }

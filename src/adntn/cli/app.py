@@ -69,6 +69,10 @@ Compile = Annotated[bool | None, typer.Option("--compile/--no-compile", help="By
 TeacherEpochs = Annotated[
     int | None, typer.Option(help="Passes of the dense network that rows learn from; as many as theirs by default.")
 ]
+HeldOut = Annotated[
+    int | None, typer.Option(help="Training images that are kept out, and judged by in place of the test images.")
+]
+CoreLr = Annotated[float | None, typer.Option(help="Peak learning rate of all rows' cores; each row's by default.")]
 Device = Annotated[str, typer.Option(help="cpu or cuda; may be another when one goes on.")]
 Threads = Annotated[int | None, typer.Option(help="Threads of torch; likewise.")]
 Minutes = Annotated[float | None, typer.Option(help="Stop after so long, with exit code 75; the same command goes on.")]
@@ -84,7 +88,7 @@ Names = typer.Option(help="Comma-separated; all by default.")
 _SETTINGS = {
     **{name: name for name in ("width", "epochs", "batch_size", "train_limit", "test_limit", "precision", "augment")},
     "compiled": "compile",
-    "teacher_epochs": "teacher_epochs",
+    **{name: name for name in ("teacher_epochs", "held_out", "core_lr")},
 }
 
 
@@ -260,6 +264,8 @@ def _of_rows(experiment: str, says: str) -> None:
         augment: Augment = None,
         compiled: Compile = None,
         teacher_epochs: TeacherEpochs = None,
+        held_out: HeldOut = None,
+        core_lr: CoreLr = None,
         device: Device = "cpu",
         threads: Threads = None,
         minutes: Minutes = None,

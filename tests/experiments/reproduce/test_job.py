@@ -65,6 +65,38 @@ def test_pieces_come_together_in_one_folder(tmp_path: Path) -> None:
     assert Folder(tmp_path / "run").settings()["source"].endswith("stratified sub-sample of 96 + 40 images, seed 0")
 
 
+def test_a_choice_can_be_made_without_the_test_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = replace(SETTINGS, epochs=1, held_out=40, core_lr=0.3)
+    (usual,), _ = run(tmp_path / "usual", rows=("*/ttn",), times=False)
+    (first,), _ = run(tmp_path / "first", rows=("*/ttn",), settings=settings, times=False)
+    # 96 images in batches of 32, or 56 of them, and the rate of the cores alone is another one.
+    assert (usual.steps, first.steps) == (3, 2)
+    assert {**usual.optimization, "core_lr": 0.3} == first.optimization
+    assert usual.optimization["core_lr"] != 0.3
+    loaded = job.load_data
+
+    def others(name: str, **options: Any) -> Any:
+        images = loaded(name, **options)
+        blank = replace(images.test, images=torch.zeros_like(images.test.images))
+        return replace(images, test=blank)
+
+    monkeypatch.setattr(job, "load_data", others)
+    (again,), _ = run(tmp_path / "again", rows=("*/ttn",), settings=settings, times=False)
+    assert (first.accuracy, first.loss) == (again.accuracy, again.loss)
+    (usual_again,), _ = run(tmp_path / "usual again", rows=("*/ttn",), times=False)
+    assert usual_again.loss != usual.loss
+    with pytest.raises(RunFolderError, match="held_out was 40 and is None"):
+        run(tmp_path / "first", rows=("*/ttn",))
+    with pytest.raises(ConfigError, match="leaves none to learn from"):
+        run(tmp_path / "none", settings=replace(settings, held_out=96))
+
+
+@pytest.mark.parametrize("option, value", [("held_out", 0), ("held_out", 0.1), ("core_lr", 0.0)])
+def test_settings_that_are_impossible_are_refused(option: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=f"{option}={value} is not possible"):
+        Settings.from_dict({option: value})
+
+
 def test_all_that_cannot_be_done_is_said_before_anything_is_written(tmp_path: Path) -> None:
     impossible: list[tuple[dict[str, Any], type[AdntnError], str]] = [
         ({"rows": ("small-fc/tt",)}, ConfigError, "Did you mean 'small-fc/ttn'"),

@@ -88,6 +88,16 @@ def test_a_teacher_is_no_rival_and_its_epochs_are_said(tmp_path: Path) -> None:
     assert tables(text)[0]["teacher"][3] == "95.00 ± 0.00 (3)"
 
 
+def test_what_it_was_judged_by_and_a_rate_of_its_own_are_said(tmp_path: Path) -> None:
+    usual = whole_text(made.folder(tmp_path / "usual", "whole", finished(), epochs=2))
+    assert "2 epochs, seeds" in usual
+    assert "the accuracy is that of the last epoch on the test images." in usual
+    text = whole_text(made.folder(tmp_path / "held", "whole", finished(), epochs=2, held_out=5_000, core_lr=0.03))
+    assert "2 epochs, cores at 0.03, seeds 0, 1, 2, judged by training images kept out" in text
+    assert "that of the last epoch on 5,000 training images that were kept out of training." in text
+    assert "test images" not in text
+
+
 def test_one_seed_decides_nothing(tmp_path: Path) -> None:
     folder = made.folder(tmp_path, "whole", finished(1))
     assert all(

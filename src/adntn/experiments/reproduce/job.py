@@ -126,7 +126,16 @@ def reproduce(
     failure: NonFiniteError | None = None
     results: list[Result] = []
     try:
-        results = run_rows(wanted, seeds, images, folder, device=device, deadline=deadline, tell=tell)
+        results = run_rows(
+            wanted,
+            seeds,
+            images,
+            folder,
+            device=device,
+            deadline=deadline,
+            held_out=settings.held_out,
+            tell=tell,
+        )
     except NonFiniteError as error:
         failure = error
     if times:

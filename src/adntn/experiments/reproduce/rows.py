@@ -65,9 +65,10 @@ class Result:
         group: as in :class:`Row`.
         variant: likewise.
         seed: of the start, of the order of batches and of augmentation.
-        accuracy: on the test images after the last epoch, 0 ... 1.
-        loss: cross-entropy on the test images, nats.
-        curve: test accuracy after each epoch.
+        accuracy: on the test images after the last epoch, or on those of
+            :attr:`~adntn.experiments.reproduce.settings.Settings.held_out`, 0 ... 1.
+        loss: cross-entropy on them, nats.
+        curve: accuracy on them after each epoch.
         layer_dense: numbers of the dense weights of the row's layers.
         layer_stored: numbers stored for them here.
         layer_trained: how many of those are trained.

@@ -16,7 +16,7 @@ from adntn.checkpoint import load, save
 from adntn.errors import ConfigError, NonFiniteError, TrainingStopped
 from adntn.experiments.data import ImageData
 from adntn.experiments.lessons import fit_weights_, take_rest_
-from adntn.experiments.parts import all_to_learn_from
+from adntn.experiments.parts import all_to_learn_from, hold_out
 from adntn.experiments.reproduce.counts import count_numbers, row_weights
 from adntn.experiments.reproduce.rows import Folder, Result, Row
 from adntn.experiments.seeded import SeededConv2d
@@ -68,6 +68,7 @@ def run_rows(
     *,
     device: str = "cpu",
     deadline: float | None = None,
+    held_out: int | None = None,
     tell: Callable[[Told], None] = lambda told: None,
 ) -> list[Result]:
     """Train what is not finished, each row with the first seed before any with the second, its teacher before it.
@@ -83,6 +84,7 @@ def run_rows(
         folder: claimed for the experiment.
         device: ``"cpu"`` or ``"cuda"``.
         deadline: of :func:`time.monotonic`, at which to stop; None means never.
+        held_out: training images, the same for every row and seed, that are judged by in place of the test images.
         tell: is told the progress.
 
     Returns:
@@ -90,7 +92,7 @@ def run_rows(
 
     Raises:
         TrainingStopped: the time was up, or SIGTERM came. Run again to go on.
-        ConfigError: the device is not there.
+        ConfigError: the device is not there, or so many images cannot be kept out.
         NonFiniteError: some rows came to NaN or infinity; all others are finished.
     """
     if device == "cuda" and not torch.cuda.is_available():
@@ -117,7 +119,7 @@ def run_rows(
                     raise TrainingStopped(
                         f"the time was over before {row.name}, seed {seed}; {len(results)} of {len(todo)} are finished."
                     )
-                data = data or all_to_learn_from(images).to(device)
+                data = data or _parts(images, held_out).to(device)
                 tell(Told(*at))
 
                 def moves(event: Event, at: tuple[str, int, int, int] = at) -> None:
@@ -134,6 +136,10 @@ def run_rows(
     if failures:
         raise NonFiniteError(" ".join(failures))
     return results
+
+
+def _parts(images: ImageData, held_out: int | None) -> TrainingData:
+    return all_to_learn_from(images) if held_out is None else hold_out(images, held_out, seed=0)
 
 
 def _finished(row: Row, seed: int, rows: Sequence[Row], folder: Folder) -> Result | None:

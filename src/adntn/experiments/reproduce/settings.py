@@ -25,6 +25,9 @@ class Settings(Options):
         augment: random shifts and flips.
         compile: as in :class:`~adntn.training.optimization.Optimization`.
         teacher_epochs: passes of the dense network that rows learn from; None means as many as theirs.
+        held_out: training images, about, classes in proportion, that are kept out of training and judged by in place of
+            the test images: to choose a rate or a row without those. None judges by the test images.
+        core_lr: peak learning rate of root and cores, of all rows; None means each row's own.
 
     Raises:
         ConfigError: an option is impossible.
@@ -39,6 +42,8 @@ class Settings(Options):
     augment: bool = True
     compile: bool = False
     teacher_epochs: int | None = None
+    held_out: int | None = None
+    core_lr: float | None = None
 
     what = "a reproduction"
 
@@ -46,20 +51,22 @@ class Settings(Options):
         check_number("width", self.width, above=0)
         check_whole("epochs", self.epochs, 1)
         check_whole("batch_size", self.batch_size, 1)
-        for name in ("train_limit", "test_limit", "teacher_epochs"):
+        for name in ("train_limit", "test_limit", "teacher_epochs", "held_out"):
             if getattr(self, name) is not None:
                 check_whole(name, getattr(self, name), 1)
+        if self.core_lr is not None:
+            check_number("core_lr", self.core_lr, above=0)
         check_choice("precision", self.precision, PRECISIONS)
         check_flag("augment", self.augment)
         check_flag("compile", self.compile)
 
     def optimization(self, lr: float, core_lr: float) -> Optimization:
-        """Return how a network is trained with these peak learning rates."""
+        """Return how a network is trained with these peak learning rates; those of cores unless it is said above."""
         return Optimization(
             epochs=self.epochs,
             batch_size=self.batch_size,
             lr=lr,
-            core_lr=core_lr,
+            core_lr=core_lr if self.core_lr is None else self.core_lr,
             augment=self.augment,
             precision=self.precision,
             channels_last=True,

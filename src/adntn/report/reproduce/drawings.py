@@ -98,7 +98,7 @@ def ratios_figure(groups: Mapping[str, Sequence[Mark]], title: str, path: Path) 
 
 
 def accuracies_figure(groups: Mapping[str, Sequence[Mark]], title: str, path: Path) -> None:
-    """Draw test accuracies, a panel a layer group: a dot a seed, mean and deviation, the dense network as a line."""
+    """Draw accuracies, a panel a layer group: a dot a seed, mean and deviation, the dense network as a line."""
     drawn = _drawn(groups)
     names = _names(drawn)
     figure, panels = _panels(drawn, names, title)
@@ -106,7 +106,7 @@ def accuracies_figure(groups: Mapping[str, Sequence[Mark]], title: str, path: Pa
         dense = next((mark for mark in groups[group] if mark.kind == "dense"), None)
         _accuracies(axes, dense, marks, names)
         axes.xaxis.set_major_locator(MaxNLocator(6))
-        axes.set_xlabel("test accuracy, %")
+        axes.set_xlabel("accuracy, %")
     kinds = {mark.kind for marks in drawn.values() for mark in marks}
     handles = [
         Line2D([], [], linestyle="none", marker=marker, color=colour, markersize=7, label=says)

@@ -12,7 +12,17 @@ from adntn.experiments.reproduce.levers import LEVERS
 from adntn.experiments.reproduce.rows import Result
 from adntn.report.figures import NONE
 from adntn.report.pages import Table, markdown_table
-from adntn.report.reproduce.lines import Line, compare, conditions, counted, gather, machines, read_finished, write_csv
+from adntn.report.reproduce.lines import (
+    Line,
+    compare,
+    conditions,
+    counted,
+    gather,
+    judged_by,
+    machines,
+    read_finished,
+    write_csv,
+)
 
 __all__ = ["levers_text", "write_levers"]
 
@@ -70,9 +80,9 @@ def levers_text(folder: Path, level: int = 2) -> str:
         blocks += [f"{'#' * level} {size.capitalize()}", markdown_table(_table(of_size, reference))]
     notes = (
         f"{conditions(settings, results)}; batches of {settings.get('batch_size', NONE)}, "
-        f"{settings.get('precision', 'unknown precision')}. Accuracy: on the test images after the last epoch, mean ± "
-        f"sample deviation (seeds). Δ: to `{_REFERENCE}` of the same size, paired by seed. Ours in bold. Stable rank: "
-        "mean over the generated weights, before and after training. Trained on: "
+        f"{settings.get('precision', 'unknown precision')}. Accuracy: on {judged_by(settings)} after the last epoch, "
+        f"mean ± sample deviation (seeds). Δ: to `{_REFERENCE}` of the same size, paired by seed. Ours in bold. Stable "
+        "rank: mean over the generated weights, before and after training. Trained on: "
         f"{machines(result.environment for result in results)}."
     )
     return "\n\n".join([*blocks, notes])

@@ -21,6 +21,7 @@ __all__ = [
     "conditions",
     "counted",
     "gather",
+    "judged_by",
     "listed",
     "machines",
     "read_finished",
@@ -54,7 +55,7 @@ class Line:
 
     @property
     def accuracies(self) -> list[float]:
-        """Test accuracies, 0 ... 1."""
+        """Accuracies, 0 ... 1."""
         return [result.accuracy for result in self.results]
 
     @property
@@ -154,9 +155,19 @@ def conditions(settings: Mapping[str, Any], results: Sequence[Result]) -> str:
     ]
     if settings.get("teacher_epochs") is not None:
         parts[2] += f" after a teacher's {settings['teacher_epochs']}"
+    if settings.get("core_lr") is not None:
+        parts[2] += f", cores at {settings['core_lr']:g}"
     limits = [(settings.get(f"{part}_limit"), name) for part, name in (("train", "training"), ("test", "test"))]
     parts[1:1] = [f"{limit:,} {name} images" for limit, name in limits if limit is not None]
+    if settings.get("held_out") is not None:
+        parts.append("judged by training images kept out")
     return ", ".join(filter(None, parts))
+
+
+def judged_by(settings: Mapping[str, Any]) -> str:
+    """Return on what accuracies were taken: ``"the test images"``."""
+    held_out = settings.get("held_out")
+    return "the test images" if held_out is None else f"{held_out:,} training images that were kept out of training"
 
 
 def machines(environments: Iterable[Mapping[str, Any]]) -> str:

@@ -13,7 +13,7 @@ from adntn.experiments.reproduce.table3 import PAPER, Published
 from adntn.report.figures import NONE, whole
 from adntn.report.pages import Table, markdown_table
 from adntn.report.reproduce.drawings import Mark, accuracies_figure, ratios_figure
-from adntn.report.reproduce.lines import Difference, Line, conditions, counted, listed, machines, write_csv
+from adntn.report.reproduce.lines import Difference, Line, conditions, counted, judged_by, listed, machines, write_csv
 from adntn.report.reproduce.sections import CONTROLS, JUDGES, Section, read_sections
 
 __all__ = ["table3_text", "write_table3"]
@@ -40,7 +40,7 @@ def write_table3(folder: Path) -> str:
             f"# Table 3, with controls: {title}",
             table3_text(folder),
             "![Compression ratios of the layers and of the whole model](figure4.png)",
-            "![Test accuracies of all rows and controls](figure5.png)",
+            "![Accuracies of all rows and controls](figure5.png)",
         ]
     )
     with writing(folder / "table.md") as temporary:
@@ -218,7 +218,7 @@ def _notes(
         (
             f"{conditions(settings, results)}; batches of {settings.get('batch_size', NONE)}, "
             f"{settings.get('precision', 'unknown precision')}. {_recipes(sections)} The accuracy is that of the last "
-            f"epoch on the test images. Trained on: {trained}."
+            f"epoch on {judged_by(settings)}. Trained on: {trained}."
         ),
         (
             "Accuracy: mean ± sample deviation over the seeds, their number in brackets. Δ: difference in points to "

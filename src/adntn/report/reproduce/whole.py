@@ -19,6 +19,7 @@ from adntn.report.reproduce.lines import (
     conditions,
     counted,
     gather,
+    judged_by,
     machines,
     read_finished,
     write_csv,
@@ -107,7 +108,7 @@ def write_whole(folder: Path) -> str:
         [
             f"# Whole networks: {title}",
             whole_text(folder),
-            "![Test accuracy against the trained numbers of the whole model](accuracy.png)",
+            "![Accuracy against the trained numbers of the whole model](accuracy.png)",
         ]
     )
     with writing(folder / "table.md") as temporary:
@@ -131,7 +132,7 @@ def whole_text(folder: Path, level: int = 2) -> str:
         verdicts = [f"- {_verdict(network, budget)}" for budget in network.budgets]
         blocks += [
             f"{'#' * level} {network.title}",
-            "Test accuracy in %, by budget of trained numbers (number of seeds); ours in bold:",
+            "Accuracy in %, by budget of trained numbers (number of seeds); ours in bold:",
             markdown_table(_table(network, Line.written)),
             "\n".join(verdicts),
             "Trained numbers of the whole model; in brackets the stored ones, where they are more:",
@@ -200,8 +201,8 @@ def _notes(settings: Mapping[str, Any], results: Sequence[Result]) -> str:
         [
             (
                 f"{conditions(settings, results)}; batches of {settings.get('batch_size', NONE)}, "
-                f"{settings.get('precision', 'unknown precision')}; the accuracy is that of the last epoch on the test "
-                f"images. Trained on: {machines(result.environment for result in results)}."
+                f"{settings.get('precision', 'unknown precision')}; the accuracy is that of the last epoch on "
+                f"{judged_by(settings)}. Trained on: {machines(result.environment for result in results)}."
             ),
             (
                 "Accuracy: mean ± sample deviation over the seeds. Verdicts: the best of ours by its mean against the "

@@ -57,7 +57,7 @@ def whole_figure(networks: Mapping[str, Sequence[Series]], title: str, path: Pat
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("trained numbers of the whole model, log")
         if number == 0:
-            axes.set_ylabel("test accuracy, %")
+            axes.set_ylabel("accuracy, %")
         axes.grid(True, linewidth=0.4, alpha=0.6)
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(wrapped(title, figure), x=0.01, ha="left", fontsize=11)

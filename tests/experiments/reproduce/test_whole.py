@@ -113,3 +113,15 @@ def test_products_of_more_digits_are_trained_at_a_lower_rate() -> None:
     assert rates == {5_500: 1e-2, 10_000: 2e-2}  # four digits, and two
     assert rows()["vgg16/kronecker-shuffled-20000"].optimization.core_lr == 2e-2  # as it asks for three
     assert rows()["vgg16/subspace-5500"].optimization.core_lr == 6e-2
+
+
+def test_the_more_numbers_the_lower_the_rate_of_products_and_subspaces_alike() -> None:
+    def rate(rival: str, budget: int) -> float | None:
+        return rows()[f"vgg16/{rival}-{budget}"].optimization.core_lr
+
+    for rival, usual in (("kronecker", 2e-2), ("subspace", 6e-2), ("subspaces", 6e-2)):
+        assert rate(rival, 20_000) == rate(rival, 10_000) == usual
+        assert rate(rival, 50_000) == pytest.approx(usual * 0.4**0.5)
+        assert rate(rival, 100_000) == pytest.approx(usual * 0.2**0.5)
+    assert rate("lowrank", 100_000) == rate("lowrank", 20_000)
+    assert rate("kronecker-taught", 50_000) == rate("kronecker", 50_000)

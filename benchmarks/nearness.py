@@ -4,8 +4,9 @@ What ``adntn reproduce whole`` does before it trains a row called ``…-taught``
 convolution of VGG-16 is fitted to the trained dense one. Errors are relative ones, up to the scale of the whole weight,
 since a norm stands behind every layer.
 
-    adntn reproduce whole --data FOLDER --width 0.25 --epochs 8 --seeds 3 --rows vgg16/dense --out docs/results/whole-8
-    python benchmarks/nearness.py            # two minutes on one core; reads the dense networks of that folder
+    adntn reproduce whole --data FOLDER --width 0.25 --epochs 2 --teacher-epochs 8 --seeds 2 --rows vgg16/teacher \
+        --out docs/results/whole-short
+    python benchmarks/nearness.py            # a quarter of an hour on one core; reads the teachers of that folder
     python benchmarks/nearness.py --table
 """
 
@@ -30,26 +31,28 @@ from adntn.experiments.reproduce.whole import TAUGHT, whole_rows
 from adntn.fit import relative_error
 
 RESULTS = Path(__file__).parent / "results" / "nearness.json"
-FOLDER = Path(__file__).parents[1] / "docs" / "results" / "whole-8"
-WIDTH, BUDGET = 0.25, 20_000
+FOLDER = Path(__file__).parents[1] / "docs" / "results" / "whole-short"
+SETTINGS = Settings(width=0.25, epochs=2, teacher_epochs=8)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--folder", type=Path, default=FOLDER, help="of dense networks, trained at quarter width")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--budgets", type=int, nargs="+", default=[20_000, 50_000, 100_000])
     parser.add_argument("--table", action="store_true", help="print the table of what is there and stop")
     args = parser.parse_args()
     if not args.table:
-        rows = {row.variant: row for row in whole_rows(Settings(width=WIDTH), (3, 32, 32), 10) if row.group == "vgg16"}
-        fitted = {name: rows[f"{name}-taught-{BUDGET}"] for name, lessons in TAUGHT.items() if "weights" in lessons}
+        rows = {row.variant: row for row in whole_rows(SETTINGS, (3, 32, 32), 10) if row.group == "vgg16"}
+        names = [name for name, lessons in TAUGHT.items() if "weights" in lessons]
         found = [
-            {"name": name, "seed": seed} | each
+            {"budget": budget, "name": name, "seed": seed} | each
+            for budget in args.budgets
+            for name in names
             for seed in args.seeds
-            for name, row in fitted.items()
-            for each in errors(row, args.folder, seed)
+            for each in errors(rows[f"{name}-taught-{budget}"], args.folder, seed)
         ]
-        environment = {"torch": torch.__version__, "python": platform.python_version(), "width": WIDTH}
+        environment = {"torch": torch.__version__, "python": platform.python_version(), "width": SETTINGS.width}
         with writing(RESULTS) as temporary:
             lines = ",\n".join(json.dumps(each) for each in found)
             temporary.write_text(f'{{"environment": {json.dumps(environment)}, "rows": [\n{lines}\n]}}\n')
@@ -75,14 +78,13 @@ def table() -> str:
     """Return what was measured as a Markdown table: means over seeds and layers of as many channels."""
     rows = json.loads(RESULTS.read_text())["rows"]
     channels = sorted({row["channels"] for row in rows})
-    seeds = len({row["seed"] for row in rows})
-    head = [f"relative error, {BUDGET:,} numbers", "numbers fitted", *(f"{count} channels" for count in channels)]
+    head = ["relative error", "budget", "numbers fitted", *(f"{count} channels" for count in channels)]
     body = []
-    for name in dict.fromkeys(row["name"] for row in rows):
-        own = [row for row in rows if row["name"] == name]
-        numbers = sum(row["numbers"] for row in own) // seeds
+    for budget, name in dict.fromkeys((row["budget"], row["name"]) for row in rows):
+        own = [row for row in rows if (row["budget"], row["name"]) == (budget, name)]
+        numbers = sum(row["numbers"] for row in own) // len({row["seed"] for row in own})
         means = [statistics.mean(row["error"] for row in own if row["channels"] == count) for count in channels]
-        body.append([name, f"{numbers:,}", *(f"{mean:.2f}" for mean in means)])
+        body.append([name, f"{budget:,}", f"{numbers:,}", *(f"{mean:.2f}" for mean in means)])
     return "\n".join("| " + " | ".join(line) + " |" for line in (head, ["---", *["---:"] * (len(head) - 1)], *body))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import adntn
 from adntn.describe import generated_weights, stored_bytes
-from adntn.errors import CheckpointError, CompressionError
+from adntn.errors import CheckpointError, CompressionError, ConfigError, ShapeError
 from adntn.topology import GeneratorConfig
 
 KRONECKER = GeneratorConfig.kronecker((24, 20, 3, 3), terms=3)
@@ -224,3 +224,70 @@ def test_it_compiles() -> None:
     model = shared()
     compiled = torch.compile(model, fullgraph=True)
     torch.testing.assert_close(compiled(inputs()), model(inputs()), rtol=1e-4, atol=1e-5)
+
+
+def targets_of(model: nn.Sequential, names: tuple[str, ...], seed: int = 3) -> list[Tensor]:
+    """Weights that cores in common can make but for noise, each of a scale of its own."""
+    other = copy.deepcopy(model)
+    torch.manual_seed(seed)
+    weights = generated_weights(other)
+    with torch.no_grad():
+        for weight in weights.values():
+            for _, parameter in weight.generator_parameters():
+                parameter.copy_(torch.randn_like(parameter))
+    made = [weights[name].weight.detach() for name in names]
+    return [10.0**n * (w / w.std() + 0.1 * torch.randn_like(w)) for n, w in enumerate(made)]
+
+
+def test_cores_in_common_are_fitted_to_all_weights_together() -> None:
+    model = shared()
+    weights, names = generated_weights(model), ("0", "2")
+    targets = targets_of(model, names)
+    untouched = weights["1"].weight.detach().clone()
+    layers = [weights[name] for name in names]
+    reports = adntn.fit_together_(layers, targets, steps=300, polish=100, progress=False)
+    for report, layer, target in zip(reports, layers, targets, strict=True):
+        error = float((layer.weight.detach() - target).norm() / target.norm())
+        assert report.relative_error == pytest.approx(error, rel=1e-4)
+        assert report.relative_error < 0.6 < report.start_error
+    for one, other in zip(*(dict(layer.generator_parameters()).items() for layer in layers), strict=True):
+        assert (one[1] is other[1]) == (one[0] != "root")
+    assert torch.equal(weights["1"].weight, untouched)
+    assert reports[0].steps == reports[1].steps > 0
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_fit_together_never_ends_above_its_start(config: GeneratorConfig, dtype: torch.dtype) -> None:
+    model = shared(config, dtype)
+    layers = [generated_weights(model)[name] for name in ("0", "2")]
+    targets = [torch.randn(24, 20, 3, 3), torch.zeros(24, 20, 3, 3) + 0.1]
+    reports = adntn.fit_together_(layers, targets, steps=10, polish=5, progress=False)
+    assert sum(r.relative_error**2 for r in reports) <= sum(r.start_error**2 for r in reports)
+    assert all(p.dtype == dtype for layer in layers for _, p in layer.generator_parameters())
+
+
+def test_one_alone_is_neither_fitted_nor_decomposed_for_others_would_change() -> None:
+    layer = generated_weights(shared())["0"]
+    target = torch.randn(layer.shape)
+    for change in (adntn.fit_, adntn.warm_start_):
+        with pytest.raises(CompressionError, match=r"in common with others .* alone; adntn\.fit_together_ fits all"):
+            change(layer, target)
+
+
+def test_what_cannot_be_fitted_together_is_said() -> None:
+    weights = generated_weights(shared())
+    zero, one, two = (weights[name] for name in ("0", "1", "2"))
+    target = torch.randn(zero.shape)
+    with pytest.raises(ConfigError, match="2 modules and 1 targets are given"):
+        adntn.fit_together_([zero, two], [target])
+    with pytest.raises(ConfigError, match="0 modules and 0 targets"):
+        adntn.fit_together_([], [])
+    with pytest.raises(ConfigError, match=r"do not have the same cores and a root each"):
+        adntn.fit_together_([zero, one], [target, torch.randn(one.shape)])
+    with pytest.raises(ConfigError, match=r"do not have the same cores and a root each"):
+        adntn.fit_together_([zero, zero], [target, target])
+    with pytest.raises(ShapeError, match="cannot be fitted to a target of shape"):
+        adntn.fit_together_([zero, two], [target, torch.randn(one.shape)])
+    with pytest.raises(ConfigError, match="NaN or infinite"):
+        adntn.fit_together_([zero, two], [target, target / 0.0])

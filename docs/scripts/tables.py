@@ -324,19 +324,36 @@ def common() -> str:
     return speed.markdown(["network", *(title for title, _, _ in columns)], rows)
 
 
+#: Rivals that learned for a short time, too.
+BESIDE_SHORT = ("subspaces-taught", "subspace-taught", "lowrank-taught")
+
+
 def short() -> str:
     """Accuracies of VGG-16 that learned for a short time from a dense network that was trained for longer."""
     settings, lines = vgg16("whole-short", after="")
     budgets = sorted({line.first.about["budget"] for line in lines.values()} - {None})
     rows = [
         [name, *(accuracy(lines.get(f"{name}-{budget}")) for budget in budgets)]
-        for name in ("kronecker-taught", "subspaces-taught")
+        for name in ("kronecker-taught", *BESIDE_SHORT)
     ]
-    apart = [points(lines.get(f"kronecker-taught-{b}"), lines.get(f"subspaces-taught-{b}")) for b in budgets]
-    rows.append(["kronecker-taught over subspaces-taught, points", *apart])
+    for name in BESIDE_SHORT:
+        apart = [points(lines.get(f"kronecker-taught-{b}"), lines.get(f"{name}-{b}")) for b in budgets]
+        rows.append([f"kronecker-taught over {name}, points", *apart])
     rows.append([f"the teacher, {settings['teacher_epochs']} epochs", *[accuracy(lines["teacher"])] * len(budgets)])
     title = f"{settings['epochs']} epochs"
     return speed.markdown(["network", *(f"{title}, {budget:,}" for budget in budgets)], rows)
+
+
+def rates() -> str:
+    """Accuracies of VGG-16 on training images that were kept out, by the peak rate of root and cores."""
+    folders = sorted((DOCS / "results" / "rates").iterdir(), key=lambda folder: float(folder.name))
+    made = {float(folder.name): vgg16(f"rates/{folder.name}", after="")[1] for folder in folders}
+    names = {name: line.first.about["budget"] for lines in made.values() for name, line in lines.items()}
+    rows = [
+        [name.removesuffix(f"-{budget}"), f"{budget:,}", *(accuracy(lines.get(name)) for lines in made.values())]
+        for name, budget in sorted(names.items(), key=lambda each: (each[1], each[0]))
+    ]
+    return speed.markdown(["network", "budget", *(f"{rate:g}" for rate in made)], rows)
 
 
 #: What ours, taught by the trained dense network, is set beside.
@@ -372,7 +389,7 @@ def lessons() -> str:
 
 
 TABLES.update({"lengths": lengths, "wider": wider, "common": common, "taught": taught, "lessons": lessons})
-TABLES.update({"short": short, "turning": turning.table, "wider-steps": widths.table})
+TABLES.update({"short": short, "held-out-rates": rates, "turning": turning.table, "wider-steps": widths.table})
 
 
 def run_report() -> RunReport:

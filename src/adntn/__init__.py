@@ -27,7 +27,7 @@ from adntn.errors import (
     ShapeError,
 )
 from adntn.execution.calibration import calibrate
-from adntn.fit import FitOptions, FitReport, fit_
+from adntn.fit import FitOptions, FitReport, fit_, fit_together_
 from adntn.generator import Generator
 from adntn.growth import GrowthReport, grow_
 from adntn.health import Health, diagnose
@@ -73,6 +73,7 @@ __all__ = [
     "execution_state",
     "fit_",
     "fit_budget",
+    "fit_together_",
     "grow_",
     "load",
     "load_execution_state",

@@ -119,8 +119,12 @@ class CoreModule(nn.Module):
                 setattr(self, name, getattr(other, name))
         self.has_common_cores = True
 
-    def refuse_common_cores(self, verb: str) -> None:
+    def refuse_common_cores(self, verb: str, instead: str = "") -> None:
         """Raise where the cores are common to other weights, which would change along.
+
+        Args:
+            verb: what cannot be done, as ``"pruned"``.
+            instead: what can.
 
         Raises:
             CompressionError: they are.
@@ -128,7 +132,7 @@ class CoreModule(nn.Module):
         if self.has_common_cores:
             raise CompressionError(
                 f"a generator of a weight of shape {self.blueprint.shape} has its cores in common with others "
-                f"(share_cores_), so it cannot be {verb} alone."
+                f"(share_cores_), so it cannot be {verb} alone{f'; {instead}' if instead else ''}."
             )
 
     def _use(self, made: Network) -> None:

@@ -106,6 +106,7 @@ def warm_start_(module: GeneratorModule, target: Tensor, *, sweeps: int = 0, sca
         ConfigError: the generator has no linear form to decompose into: a brick wall, a random projection, or a
             ``norm``; an option is out of range; the target is not finite, or something has no values, being on the
             meta device.
+        CompressionError: its cores are common to others, see :func:`adntn.share_cores_`.
 
     Example:
         >>> generator = adntn.Generator((64, 64), adntn.GeneratorConfig(bond_dim=4))
@@ -155,6 +156,7 @@ def obstacle(config: GeneratorConfig) -> str | None:
 
 
 def _refuse(module: GeneratorModule, target: Tensor) -> None:
+    module.refuse_common_cores("decomposed", "adntn.fit_together_ fits all of them")
     config, shape = module.config, module.blueprint.shape
     if tuple(target.shape) != shape:
         raise ShapeError(

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,63 +17,17 @@ from torch import Tensor
 from adntn.adjoint.reverse import full_precision
 from adntn.baselines import LowRank
 from adntn.contraction import Contraction
-from adntn.errors import ConfigError, ShapeError, nearest
+from adntn.errors import ConfigError, ShapeError
 from adntn.generator import Generator, GeneratorModule
 from adntn.initialize import rescale, stable_rank
+from adntn.least_squares import FitOptions, LeastSquares
 
-__all__ = ["FitOptions", "FitReport", "fit_", "relative_error"]
+__all__ = ["FitOptions", "FitReport", "fit_", "fit_together_", "relative_error"]
 
 # Of the scale that fits best at the start: a generator scaled to nothing would have no gradient.
 _LEAST_SCALE = 1e-3
 # Least side of a matrix up to which all of its singular values are found: for 4096 that takes minutes.
 _WHOLE_SVD = 1024
-
-
-@dataclass(frozen=True)
-class FitOptions:
-    """How :func:`fit_` works. The defaults are what ``benchmarks/fitting.py`` found to give most for the time.
-
-    Attributes:
-        steps: of Adam, the learning rate falling to zero along a cosine.
-        lr: Adam's learning rate at the start.
-        polish: iterations of L-BFGS after that.
-        patience: steps without progress after which either of them stops.
-        tolerance: relative fall of the squared error that counts as progress.
-
-    Raises:
-        ConfigError: a number is out of range.
-
-    Example:
-        >>> adntn.compress_(model, init="fit", fit=adntn.FitOptions(steps=100, polish=0))
-    """
-
-    steps: int = 400
-    lr: float = 0.06
-    polish: int = 100
-    patience: int = 100
-    tolerance: float = 1e-4
-
-    def __post_init__(self) -> None:
-        for name, least in (("steps", 0), ("polish", 0), ("patience", 1)):
-            given = getattr(self, name)
-            if type(given) is not int or given < least:
-                raise ConfigError(f"{name}={given!r} is not possible; give a whole number of at least {least}.")
-        for name in ("lr", "tolerance"):
-            given = getattr(self, name)
-            if not isinstance(given, (int, float)) or not math.isfinite(given) or given <= 0:
-                raise ConfigError(f"{name}={given!r} is not possible; give a positive number.")
-
-    def replace(self, **changes: Any) -> FitOptions:
-        """Return a copy with some options changed.
-
-        Raises:
-            ConfigError: there is no such option.
-        """
-        known = [field.name for field in fields(self)]
-        for name in changes:
-            if name not in known:
-                raise ConfigError(f"a fit has no option {name!r}; it has {', '.join(known)}.{nearest(name, known)}")
-        return replace(self, **changes)
 
 
 @dataclass(frozen=True)
@@ -136,7 +90,8 @@ def fit_(
     singular value decomposition, which no other can beat.
 
     Args:
-        module: a generator, or a generated layer. Layers that share root and cores with it change alike.
+        module: a generator, or a generated layer. Layers that share root and cores with it change alike; one that has
+            cores alone in common with others needs :func:`fit_together_`.
         target: shape ``(out, in, *kernel)``, of all that the generator makes; any floating-point type.
         options: how; None means the defaults.
         progress: whether to show a progress bar; None means on a terminal only.
@@ -150,6 +105,7 @@ def fit_(
         ShapeError: the target is of another shape than the weight.
         ConfigError: an option is unknown or out of range, the target is not finite, or something has no values, being
             on the meta device.
+        CompressionError: its cores are common to others, see :func:`adntn.share_cores_`.
 
     Example:
         >>> generator = adntn.Generator((64, 64))
@@ -159,21 +115,12 @@ def fit_(
     """
     options = (options if options is not None else FitOptions()).replace(**changes)
     began = time.perf_counter()
-    if tuple(target.shape) != module.blueprint.shape:
-        raise ShapeError(
-            f"a generator of a weight of shape {module.blueprint.shape} cannot be fitted to a target of shape "
-            f"{tuple(target.shape)}."
-        )
-    if module.device.type == "meta" or target.is_meta:
-        raise ConfigError("a fit needs values, and the meta device has none: to_empty(), then load or draw them.")
-    scratch = module.bare_copy().to(torch.promote_types(module.dtype, torch.float32)).requires_grad_(True)
-    target = target.detach().to(scratch.device, scratch.dtype)
-    if not bool(torch.isfinite(target).all()):
-        raise ConfigError(f"the target of shape {tuple(target.shape)} has NaN or infinite entries.")
+    module.refuse_common_cores("fitted", "adntn.fit_together_ fits all of them")
+    scratch, target = _prepared(module, target)
     with full_precision(module.device), torch.no_grad():
         before = [parameter.detach().clone() for _, parameter in module.generator_parameters()]
         start_error = or_infinity(relative_error(scratch(), target))
-        fit = _Fit(scratch, target)
+        fit = LeastSquares([scratch], [target])
         if isinstance(scratch._network, LowRank):
             truncate_(scratch, target)
             fit.loss()
@@ -199,114 +146,123 @@ def fit_(
     )
 
 
-class _Fit:
-    """A fit under way: the best numbers so far, and how many passes there were."""
+@torch.inference_mode(mode=False)
+@torch.enable_grad()
+def fit_together_(
+    modules: Sequence[GeneratorModule],
+    targets: Sequence[Tensor],
+    options: FitOptions | None = None,
+    *,
+    progress: bool | None = None,
+    name: str = "fit",
+    **changes: Any,
+) -> tuple[FitReport, ...]:
+    """Fit generators that have their cores in common, each to a weight of its own, in place: as :func:`fit_` does one.
 
-    def __init__(self, scratch: Generator, target: Tensor) -> None:
-        self.scratch, self.target = scratch, target
-        self.parameters = [parameter for _, parameter in scratch.generator_parameters()]
-        self.size = target.square().sum().clamp_min(torch.finfo(target.dtype).tiny)
-        self.count = 0
-        self.best = math.inf
-        self.values = [parameter.detach().clone() for parameter in self.parameters]
-        self.loss()
+    What falls is the mean of the squared relative errors, so that every weight counts alike, whatever its scale. It
+    never ends above its start; the error of a single weight may, where others win more.
 
-    def loss(self) -> Tensor:
-        """Return the squared relative error, and remember the numbers if it is the least so far."""
-        error: Tensor = (self.scratch() - self.target).square().sum() / self.size
-        value = float(error.detach())
-        if value < self.best:  # false for NaN
-            self.best = value
-            self.values = [parameter.detach().clone() for parameter in self.parameters]
-        return error
+    Args:
+        modules: generated layers after :func:`adntn.share_cores_`: all that have these cores, or what is left out
+            changes along.
+        targets: a weight each, of shape ``(out, in, *kernel)``, any floating-point type.
+        options: how; None means the defaults.
+        progress: whether to show a progress bar; None means on a terminal only.
+        name: shown beside the bar.
+        **changes: single options by name, as ``steps=200``.
 
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Go back to the best numbers."""
-        for parameter, value in zip(self.parameters, self.values, strict=True):
-            parameter.copy_(value)
+    Returns:
+        A report of each; steps and seconds are those of all.
 
-    def step(self) -> Tensor:
-        """Make one pass forward and backward."""
-        self.count += 1
-        for parameter in self.parameters:
-            parameter.grad = None
-        with torch.enable_grad():
-            error = self.loss()
-            error.backward()
-        return error.detach()
+    Raises:
+        ShapeError: a target is of another shape than its weight.
+        ConfigError: as many targets as modules are not given, the modules do not have the same cores and a root each,
+            or what :func:`fit_` says.
 
-    def run(self, options: FitOptions, name: str, progress: bool | None) -> None:
-        """Run both optimisers."""
-        from tqdm import tqdm  # only a fit needs it
-
-        disable = None if progress is None else not progress  # None: unless this is a terminal
-        with tqdm(total=options.steps + options.polish, desc=name, disable=disable, leave=False) as bar:
-
-            def tell(done: int) -> None:
-                bar.update(done)
-                bar.set_postfix_str(f"error {math.sqrt(self.best):.4f}", refresh=False)
-
-            if options.steps:
-                self._adam(options, tell)
-                self.restore()
-            if options.polish:
-                self._polish(options, tell)
-
-    def _adam(self, options: FitOptions, tell: Callable[[int], None]) -> None:
-        optimizer = torch.optim.Adam(self.parameters, options.lr)
-        stall, lr = _Stall(options, self.best), options.lr
-        for number in range(options.steps):
-            optimizer.param_groups[0]["lr"] = lr * 0.5 * (1.0 + math.cos(math.pi * number / options.steps))
-            if bool(torch.isfinite(self.step())):
-                optimizer.step()
-            else:
-                # Too long a step led out of what numbers can hold: go on from the best, more slowly.
-                self.restore()
-                optimizer.state.clear()
-                lr *= 0.5
-            tell(1)
-            if stall.after(1, self.best):
-                break
-        self.loss()  # of what the last step made
-
-    def _polish(self, options: FitOptions, tell: Callable[[int], None]) -> None:
-        stall = _Stall(options, self.best)
-        optimizer = torch.optim.LBFGS(
-            self.parameters,
-            max_iter=min(10, options.polish),
-            max_eval=40,
-            history_size=50,
-            tolerance_grad=0.0,
-            tolerance_change=0.0,
-            line_search_fn="strong_wolfe",
+    Example:
+        >>> model = torch.nn.Sequential(*(torch.nn.Linear(16, 16) for _ in range(3)))
+        >>> dense = [layer.weight.detach().clone() for layer in model]
+        >>> report = adntn.compress_(model, adntn.GeneratorConfig.kronecker((16, 16), terms=4))
+        >>> report = adntn.share_cores_(model)
+        >>> reports = adntn.fit_together_(list(model), dense, steps=20, polish=0)
+        >>> sum(r.relative_error**2 for r in reports) <= sum(r.start_error**2 for r in reports)
+        True
+    """
+    options = (options if options is not None else FitOptions()).replace(**changes)
+    began = time.perf_counter()
+    _check_together(modules, targets)
+    prepared = [_prepared(*each) for each in zip(modules, targets, strict=True)]
+    scratches, wanted = [scratch for scratch, _ in prepared], [target for _, target in prepared]
+    for scratch in scratches[1:]:
+        scratch._take_cores(scratches[0])
+    with full_precision(modules[0].device), torch.no_grad():
+        before = [[parameter.detach().clone() for _, parameter in each.generator_parameters()] for each in modules]
+        start = _errors(modules, wanted)
+        fit = LeastSquares(scratches, wanted)
+        fit_scales_(scratches, wanted)
+        fit.loss()
+        fit.run(options, name, progress)
+        fit.restore()
+        for module, scratch in zip(modules, scratches, strict=True):
+            _write(module, [parameter for _, parameter in scratch.generator_parameters()])
+        errors = _errors(modules, wanted)
+        if _square(errors) > _square(start):  # as above
+            for module, values in zip(modules, before, strict=True):
+                _write(module, values)
+            errors = start
+        weights = [module.bare_copy().to(scratches[0].dtype)() for module in modules]
+    seconds = time.perf_counter() - began
+    return tuple(
+        FitReport(
+            relative_error=error,
+            start_error=before,
+            stable_rank=stable_rank_or_zero(weight),
+            target_stable_rank=stable_rank_or_zero(target),
+            steps=fit.count,
+            seconds=seconds,
         )
-        for _ in range(-(-options.polish // 10)):
-            try:
-                error = float(optimizer.step(self.step))
-            except RuntimeError as overrun:
-                # torch's line search multiplies its step by ten where the error is flat, without an end.
-                if "without overflow" not in str(overrun):
-                    raise
-                break
-            tell(10)
-            if not math.isfinite(error) or stall.after(10, self.best):
-                break
+        for error, before, weight, target in zip(errors, start, weights, wanted, strict=True)
+    )
 
 
-class _Stall:
-    """Notices that the squared error has not fallen for a while."""
+def _check_together(modules: Sequence[GeneratorModule], targets: Sequence[Tensor]) -> None:
+    if len(modules) != len(targets) or not modules:
+        raise ConfigError(
+            f"{len(modules)} modules and {len(targets)} targets are given; a fit needs a target for each."
+        )
+    parts = [{name: id(parameter) for name, parameter in each.generator_parameters()} for each in modules]
+    roots = {each.pop("root", None) for each in parts}
+    if None in roots or len(roots) < len(parts) or any(each != parts[0] for each in parts):
+        shapes = ", ".join(str(each.blueprint.shape) for each in modules)
+        raise ConfigError(
+            f"generators of weights of shapes {shapes} do not have the same cores and a root each; share_cores_ gives "
+            "them that, and fit_ fits one that has nothing in common."
+        )
 
-    def __init__(self, options: FitOptions, start: float) -> None:
-        self.patience, self.tolerance = options.patience, options.tolerance
-        self.mark, self.waited = start, 0
 
-    def after(self, steps: int, best: float) -> bool:
-        """Return whether to stop."""
-        self.waited += steps
-        if best < self.mark * (1.0 - self.tolerance):
-            self.mark, self.waited = best, 0
-        return self.waited >= self.patience or best == 0.0
+def _errors(modules: Sequence[GeneratorModule], targets: Sequence[Tensor]) -> list[float]:
+    made = (module.bare_copy().to(target.dtype)() for module, target in zip(modules, targets, strict=True))
+    return [or_infinity(relative_error(weight, target)) for weight, target in zip(made, targets, strict=True)]
+
+
+def _square(errors: Sequence[float]) -> float:
+    return sum(error**2 for error in errors)
+
+
+def _prepared(module: GeneratorModule, target: Tensor) -> tuple[Generator, Tensor]:
+    """Return a copy that can be trained, and the target as it is compared with."""
+    if tuple(target.shape) != module.blueprint.shape:
+        raise ShapeError(
+            f"a generator of a weight of shape {module.blueprint.shape} cannot be fitted to a target of shape "
+            f"{tuple(target.shape)}."
+        )
+    if module.device.type == "meta" or target.is_meta:
+        raise ConfigError("a fit needs values, and the meta device has none: to_empty(), then load or draw them.")
+    scratch = module.bare_copy().to(torch.promote_types(module.dtype, torch.float32)).requires_grad_(True)
+    target = target.detach().to(scratch.device, scratch.dtype)
+    if not bool(torch.isfinite(target).all()):
+        raise ConfigError(f"the target of shape {tuple(target.shape)} has NaN or infinite entries.")
+    return scratch, target
 
 
 def or_infinity(error: float) -> float:
@@ -327,14 +283,24 @@ def _write(module: GeneratorModule, values: list[Tensor]) -> None:
         parameter.copy_(value)
 
 
-@torch.no_grad()
 def fit_scale_(scratch: Generator, target: Tensor) -> None:
     """Give each group of rows the scale that fits the target best, ``<W, target> / <W, W>``."""
-    groups = scratch.config.groups
-    made, wanted = (weight.reshape(groups, -1) for weight in (scratch(), target))
-    scale = (made * wanted).sum(1) / made.square().sum(1)
+    fit_scales_([scratch], [target])
+
+
+@torch.no_grad()
+def fit_scales_(scratches: Sequence[Generator], targets: Sequence[Tensor]) -> None:
+    """Give generators of the same cores the one scale that fits all targets best, of each group of rows."""
+    scratch, groups = scratches[0], scratches[0].config.groups
+    products, squares = [], []
+    for each, target in zip(scratches, targets, strict=True):
+        made, wanted = (weight.reshape(groups, -1) for weight in (each(), target))
+        size = wanted.square().sum().clamp_min(torch.finfo(wanted.dtype).tiny) if len(targets) > 1 else 1.0
+        products.append((made * wanted).sum(1) / size)
+        squares.append(made.square().sum(1) / size)
+    scale = torch.stack(products).sum(0) / torch.stack(squares).sum(0)
     scale = torch.where(torch.isfinite(scale), scale, 1.0)
-    if bool(wanted.any()):
+    if any(bool(target.any()) for target in targets):
         scale = torch.where(scale < 0, -1.0, 1.0) * scale.abs().clamp_min(_LEAST_SCALE)
     named: dict[str, Tensor] = dict(scratch.generator_parameters())
     if isinstance(scratch._network, Contraction):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from adntn import GeneratorConfig, compress_
+from adntn import GeneratorConfig, compress_, share_cores_
 from adntn.describe import generated_weights
 from adntn.experiments.lessons import fit_weights_, take_rest_
 from adntn.fit import relative_error
@@ -66,3 +66,22 @@ def test_weights_are_fitted_up_to_a_scale_that_is_that_of_a_start(config: Genera
     assert float(layer.weight.detach().std()) == pytest.approx(default_std((10, 12, 3, 3)), rel=1e-3)
     model(torch.randn(2, 3, 6, 6)).sum().backward()
     assert all(p.grad is not None for _, p in layer.generator_parameters())
+
+
+def test_weights_with_cores_in_common_are_fitted_together_up_to_a_scale_each() -> None:
+    torch.manual_seed(0)
+    trained = nn.Sequential(*(nn.Conv2d(8, 8, 3, bias=False) for _ in range(3)), nn.Conv2d(8, 4, 3))
+    small, large = torch.randn(2, 8, 8, 3, 3)
+    with torch.no_grad():  # two that are much alike, and one that is not, of other scales
+        for place, weight in enumerate((small, 100 * (small + 0.1 * large), large)):
+            trained[place].weight.copy_(weight)  # type: ignore[operator]
+    model = nn.Sequential(*(nn.Conv2d(8, 8, 3, bias=False) for _ in range(3)), nn.Conv2d(8, 4, 3))
+    overrides = {"3": GeneratorConfig.kronecker((4, 8, 3, 3), terms=4)}
+    compress_(model, GeneratorConfig.kronecker((8, 8, 3, 3), terms=6), overrides=overrides, progress=False)
+    share_cores_(model, ["0", "1", "2"])
+    fit_weights_(model, trained)
+    for name, layer in generated_weights(model).items():
+        made, target = layer.weight.detach(), trained.get_parameter(f"{name}.weight").detach()
+        assert float(made.std()) == pytest.approx(default_std(made.shape), rel=1e-3)
+        cosine = float((made * target).sum() / made.norm() / target.norm())
+        assert cosine > 0.3, (name, cosine)

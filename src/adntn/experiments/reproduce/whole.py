@@ -156,6 +156,7 @@ RIVALS = ("lowrank", "tt")
 TAUGHT: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "kronecker": LESSONS,
+        "kronecker-shared": LESSONS,
         "ttn-paired": LESSONS,
         "subspace": ("answers", "rest"),
         "subspaces": LESSONS,

@@ -4,7 +4,7 @@ What ``adntn reproduce whole`` does before it trains a row called ``…-taught``
 convolution of VGG-16 is fitted to the trained dense one. Errors are relative ones, up to the scale of the whole weight,
 since a norm stands behind every layer.
 
-    adntn reproduce whole --data FOLDER --width 0.25 --epochs 2 --teacher-epochs 8 --seeds 2 --rows vgg16/teacher \
+    adntn reproduce whole --data FOLDER --width 0.25 --epochs 2 --teacher-epochs 8 --seeds 1 --rows vgg16/teacher \
         --out docs/results/whole-short
     python benchmarks/nearness.py            # a quarter of an hour on one core; reads the teachers of that folder
     python benchmarks/nearness.py --table
@@ -27,28 +27,29 @@ from adntn.describe import generated_weights
 from adntn.experiments.lessons import fit_weights_
 from adntn.experiments.reproduce.rows import Folder, Row
 from adntn.experiments.reproduce.settings import Settings
-from adntn.experiments.reproduce.whole import TAUGHT, whole_rows
+from adntn.experiments.reproduce.whole import whole_rows
 from adntn.fit import relative_error
 
 RESULTS = Path(__file__).parent / "results" / "nearness.json"
 FOLDER = Path(__file__).parents[1] / "docs" / "results" / "whole-short"
 SETTINGS = Settings(width=0.25, epochs=2, teacher_epochs=8)
+NETWORKS = ("kronecker", "kronecker-shared", "subspaces", "lowrank")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--folder", type=Path, default=FOLDER, help="of dense networks, trained at quarter width")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--budgets", type=int, nargs="+", default=[20_000, 50_000, 100_000])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--budgets", type=int, nargs="+", default=[10_000, 20_000, 50_000, 100_000])
     parser.add_argument("--table", action="store_true", help="print the table of what is there and stop")
     args = parser.parse_args()
     if not args.table:
         rows = {row.variant: row for row in whole_rows(SETTINGS, (3, 32, 32), 10) if row.group == "vgg16"}
-        names = [name for name, lessons in TAUGHT.items() if "weights" in lessons]
         found = [
             {"budget": budget, "name": name, "seed": seed} | each
             for budget in args.budgets
-            for name in names
+            for name in NETWORKS
+            if f"{name}-taught-{budget}" in rows
             for seed in args.seeds
             for each in errors(rows[f"{name}-taught-{budget}"], args.folder, seed)
         ]

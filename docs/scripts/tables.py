@@ -324,24 +324,26 @@ def common() -> str:
     return speed.markdown(["network", *(title for title, _, _ in columns)], rows)
 
 
-#: Rivals that learned for a short time, too.
-BESIDE_SHORT = ("subspaces-taught", "subspace-taught", "lowrank-taught")
+#: Ours, and rivals that learned for a short time, too, and of which ours is set beside which.
+SHORT = ("kronecker", "kronecker-shared", "subspaces", "subspace", "lowrank", "tt", "narrow-dense")
+BESIDE_SHORT = {"kronecker": ("subspaces", "subspace", "lowrank"), "kronecker-shared": ("kronecker", "subspaces")}
 
 
 def short() -> str:
     """Accuracies of VGG-16 that learned for a short time from a dense network that was trained for longer."""
     settings, lines = vgg16("whole-short", after="")
     budgets = sorted({line.first.about["budget"] for line in lines.values()} - {None})
-    rows = [
-        [name, *(accuracy(lines.get(f"{name}-{budget}")) for budget in budgets)]
-        for name in ("kronecker-taught", *BESIDE_SHORT)
-    ]
-    for name in BESIDE_SHORT:
-        apart = [points(lines.get(f"kronecker-taught-{b}"), lines.get(f"{name}-{b}")) for b in budgets]
-        rows.append([f"kronecker-taught over {name}, points", *apart])
+
+    def found(name: str) -> list[Line | None]:
+        return [lines.get(f"{name}-taught-{budget}") for budget in budgets]
+
+    rows = [[f"**{name}**" if name in OURS else name, *map(accuracy, found(name))] for name in SHORT]
+    for name, others in BESIDE_SHORT.items():
+        for other in others:
+            apart = map(points, found(name), found(other))
+            rows.append([f"{name} over {other}, points", *apart])
     rows.append([f"the teacher, {settings['teacher_epochs']} epochs", *[accuracy(lines["teacher"])] * len(budgets)])
-    title = f"{settings['epochs']} epochs"
-    return speed.markdown(["network", *(f"{title}, {budget:,}" for budget in budgets)], rows)
+    return speed.markdown([f"taught, {settings['epochs']} epochs", *(f"{budget:,}" for budget in budgets)], rows)
 
 
 def rates() -> str:

@@ -114,36 +114,9 @@ def fit_(
         True
     """
     options = (options if options is not None else FitOptions()).replace(**changes)
-    began = time.perf_counter()
     module.refuse_common_cores("fitted", "adntn.fit_together_ fits all of them")
-    scratch, target = _prepared(module, target)
-    with full_precision(module.device), torch.no_grad():
-        before = [parameter.detach().clone() for _, parameter in module.generator_parameters()]
-        start_error = or_infinity(relative_error(scratch(), target))
-        fit = LeastSquares([scratch], [target])
-        if isinstance(scratch._network, LowRank):
-            truncate_(scratch, target)
-            fit.loss()
-        else:
-            fit_scale_(scratch, target)
-            fit.loss()
-            fit.run(options, name, progress)
-        fit.restore()
-        _write(module, [parameter for _, parameter in scratch.generator_parameters()])
-        weight = module.bare_copy().to(scratch.dtype)()
-        error = or_infinity(relative_error(weight, target))
-        if error > start_error:  # rounding to a short type may cost more than the fit has won
-            _write(module, before)
-            weight = module.bare_copy().to(scratch.dtype)()
-            error = start_error
-    return FitReport(
-        relative_error=error,
-        start_error=start_error,
-        stable_rank=stable_rank_or_zero(weight),
-        target_stable_rank=stable_rank_or_zero(target),
-        steps=fit.count,
-        seconds=time.perf_counter() - began,
-    )
+    (report,) = _fit([module], [target], options, name, progress)
+    return report
 
 
 @torch.inference_mode(mode=False)
@@ -189,8 +162,19 @@ def fit_together_(
         True
     """
     options = (options if options is not None else FitOptions()).replace(**changes)
-    began = time.perf_counter()
     _check_together(modules, targets)
+    return _fit(modules, targets, options, name, progress)
+
+
+def _fit(
+    modules: Sequence[GeneratorModule],
+    targets: Sequence[Tensor],
+    options: FitOptions,
+    name: str,
+    progress: bool | None,
+) -> tuple[FitReport, ...]:
+    """Fit one generator, or several that have their cores in common."""
+    began = time.perf_counter()
     prepared = [_prepared(*each) for each in zip(modules, targets, strict=True)]
     scratches, wanted = [scratch for scratch, _ in prepared], [target for _, target in prepared]
     for scratch in scratches[1:]:
@@ -199,14 +183,18 @@ def fit_together_(
         before = [[parameter.detach().clone() for _, parameter in each.generator_parameters()] for each in modules]
         start = _errors(modules, wanted)
         fit = LeastSquares(scratches, wanted)
-        fit_scales_(scratches, wanted)
-        fit.loss()
-        fit.run(options, name, progress)
+        if isinstance(scratches[0]._network, LowRank):  # which has no root, and so is alone
+            truncate_(scratches[0], wanted[0])
+            fit.loss()
+        else:
+            fit_scales_(scratches, wanted)
+            fit.loss()
+            fit.run(options, name, progress)
         fit.restore()
         for module, scratch in zip(modules, scratches, strict=True):
             _write(module, [parameter for _, parameter in scratch.generator_parameters()])
         errors = _errors(modules, wanted)
-        if _square(errors) > _square(start):  # as above
+        if _square(errors) > _square(start):  # rounding to a short type may cost more than the fit has won
             for module, values in zip(modules, before, strict=True):
                 _write(module, values)
             errors = start
@@ -215,13 +203,13 @@ def fit_together_(
     return tuple(
         FitReport(
             relative_error=error,
-            start_error=before,
+            start_error=first,
             stable_rank=stable_rank_or_zero(weight),
             target_stable_rank=stable_rank_or_zero(target),
             steps=fit.count,
             seconds=seconds,
         )
-        for error, before, weight, target in zip(errors, start, weights, wanted, strict=True)
+        for error, first, weight, target in zip(errors, start, weights, wanted, strict=True)
     )
 
 

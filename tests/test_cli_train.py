@@ -126,13 +126,15 @@ def newest(folder: Path) -> int:
 def test_ten_kills_lose_nothing(recipe: Path, undisturbed: Path, tmp_path: Path) -> None:
     folder, chance, kills = tmp_path / "killed", random.Random(0), 0
     arguments = [str(recipe), "--out", str(folder), "--json"]
+    # Ten waits of this at most, so that a fast machine does not come to the end before the tenth kill.
+    longest = sum(stage["seconds"] for stage in json.loads((undisturbed / "run.json").read_text())["stages"]) / 10
     while True:
         before, process = newest(folder), start(*arguments)
         if kills < 10:
             while newest(folder) == before and process.poll() is None:
                 time.sleep(0.02)  # it has begun to work when it writes something
             try:
-                process.wait(chance.uniform(0.0, 0.8))
+                process.wait(chance.uniform(0.0, longest))
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL if kills % 3 else signal.SIGTERM)
                 kills += 1

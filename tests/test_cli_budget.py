@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import adntn
 from adntn.cli import app
-from adntn.experiments.models import small_cnn
+from adntn.experiments.models import model_builder, small_cnn
 
 
 def inspect(*arguments: str) -> str:
@@ -38,3 +38,32 @@ def test_a_budget_of_bytes_topologies_and_targets_are_passed_on() -> None:
 def test_an_impossible_budget_is_one_line(budget: tuple[str, ...]) -> None:
     result = CliRunner().invoke(app, ["inspect", "small-cnn", *budget])
     assert result.exit_code == 2
+
+
+@pytest.mark.parametrize("share_cores", [False, True])
+def test_kronecker_products_are_planned_for_a_budget(share_cores: bool) -> None:
+    flags = ["--share-cores"] * share_cores
+    made = CliRunner().invoke(
+        app, ["inspect", "vgg16-quarter", "--parameters", "60000", "--topology", "kronecker", "--json", *flags]
+    )
+    assert made.exit_code == 0, made.output
+    with torch.device("meta"):
+        model = model_builder("vgg16-quarter", None, None)()
+        plan = adntn.kronecker_budget(model, parameters=60_000, share_cores=share_cores)
+    assert json.loads(made.output) == json.loads(plan.to_json())
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--topology", "kronecker"], "--parameters"),
+        (["--share-cores"], "--parameters"),
+        (["--parameters", "4000", "--share-cores"], "--topology kronecker"),
+        (["--parameters", "4000", "--topology", "kronecker", "--radix", "3"], "radix has no meaning"),
+    ],
+    ids=str,
+)
+def test_what_products_do_not_go_with_is_one_line(options: list[str], message: str) -> None:
+    result = CliRunner().invoke(app, ["inspect", "small-cnn", *options])
+    assert result.exit_code == 2
+    assert message in result.output

@@ -291,3 +291,54 @@ def test_what_cannot_be_fitted_together_is_said() -> None:
         adntn.fit_together_([zero, two], [target, torch.randn(one.shape)])
     with pytest.raises(ConfigError, match="NaN or infinite"):
         adntn.fit_together_([zero, two], [target, target / 0.0])
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_compressing_with_common_cores_is_compressing_and_sharing(config: GeneratorConfig) -> None:
+    torch.manual_seed(0)
+    model = build()
+    report = adntn.compress_(model, config, share_cores=True)
+    expected = shared(config)
+    assert report.generated == adntn.describe(expected).generated
+    for (name, one), (other, two) in zip(model.named_parameters(), expected.named_parameters(), strict=True):
+        assert name == other
+        assert torch.equal(one, two), name
+    assert all(weight.has_common_cores for weight in generated_weights(model).values())
+
+
+def test_layers_compressed_with_common_cores_start_fitted_together() -> None:
+    torch.manual_seed(0)
+    model = build()
+    dense = [layer.weight.detach().clone() for layer in model if isinstance(layer, nn.Conv2d)]
+    options = adntn.FitOptions(steps=30, polish=0)
+    report = adntn.compress_(model, KRONECKER, share_cores=True, init="fit", fit=options, progress=False)
+    assert [row.fit is not None for row in report.layers] == [True] * 4
+    before = [row.fit.relative_error for row in report.layers if row.fit is not None]
+    made = [weight.weight.detach() for weight in generated_weights(model).values()]
+    errors = [float((mine - wanted).norm() / wanted.norm()) for mine, wanted in zip(made, dense, strict=True)]
+    assert before == pytest.approx(errors, rel=1e-4)
+    assert sum(before) < 0.99 * 4
+
+
+def test_generators_that_are_shared_may_have_their_cores_in_common_too() -> None:
+    torch.manual_seed(0)
+    model = nn.ModuleList(nn.ModuleDict({name: nn.Linear(24, 20) for name in ("q", "k")}) for _ in range(3))
+    alone = copy.deepcopy(model)
+    apart = adntn.compress_(alone, shared=[("q", "k")])
+    report = adntn.compress_(model, shared=[("q", "k")], share_cores=True)
+    assert model[0]["q"].blueprint.shape == (40, 24)
+    assert model[0]["q"].root is model[0]["k"].root is not model[1]["q"].root
+    assert model[0]["k"].get_core("expand.1") is model[2]["q"].get_core("expand.1")
+    assert report.generated < apart.generated
+
+
+def test_what_cannot_be_in_common_leaves_the_model_as_it_was() -> None:
+    model = nn.Sequential(nn.Linear(24, 20), nn.Linear(20, 30))
+    for error, message, options in (
+        (CompressionError, r"no two of the targets .*: '0' \(20, 24\), '1' \(30, 20\)", {"share_cores": True}),
+        (ConfigError, "use 'random' or 'fit'", {"share_cores": True, "init": "svd"}),
+        (ConfigError, "share_cores='all'", {"share_cores": "all"}),
+    ):
+        with pytest.raises(error, match=message):
+            adntn.compress_(model, **options)
+        assert all(type(layer) is nn.Linear for layer in model)

@@ -33,6 +33,7 @@ from adntn.growth import GrowthReport, grow_
 from adntn.health import Health, diagnose
 from adntn.initialize import stable_rank
 from adntn.plan import ExecutionPlan, plan
+from adntn.products import kronecker_budget
 from adntn.prune import PruneReport, prune_
 from adntn.quantization import Quantization
 from adntn.quantize import QuantizationReport, quantize_
@@ -75,6 +76,7 @@ __all__ = [
     "fit_budget",
     "fit_together_",
     "grow_",
+    "kronecker_budget",
     "load",
     "load_execution_state",
     "losses",

@@ -25,6 +25,8 @@ __all__ = ["RANKINGS", "BudgetPlan", "KeptDense", "PlannedLayer", "fit_budget"]
 
 RANKINGS = ("parameters", "time", "named")
 
+_COUNTS = ("numbers", "products")  # measures that are whole numbers
+
 
 @dataclass(frozen=True)
 class PlannedLayer:
@@ -70,7 +72,9 @@ class KeptDense:
 
 @dataclass(frozen=True)
 class BudgetPlan:
-    """What to generate in a model, and by what; from :func:`fit_budget`. Print it, keep it as JSON, apply it.
+    """What to generate in a model, and by what; from :func:`fit_budget` or :func:`adntn.kronecker_budget`.
+
+    Print it, keep it as JSON, apply it.
 
     Attributes:
         layers: that are generated, in the order in which they were chosen.
@@ -81,6 +85,7 @@ class BudgetPlan:
         after: in the model as it will be.
         measure: of quality.
         ignore: names and patterns that were left out.
+        share_cores: whether layers of one shape have their cores in common, see :func:`adntn.kronecker_budget`.
     """
 
     layers: tuple[PlannedLayer, ...]
@@ -91,6 +96,7 @@ class BudgetPlan:
     after: int
     measure: str
     ignore: tuple[str, ...] = ()
+    share_cores: bool = False
 
     @property
     def overrides(self) -> dict[str, GeneratorConfig]:
@@ -108,6 +114,7 @@ class BudgetPlan:
             CompressionError: as :func:`adntn.compress_`.
         """
         configs = self.overrides
+        options = {"share_cores": self.share_cores, **options}
         return compress_(model, targets=list(configs), ignore=list(self.ignore), overrides=configs, **options)
 
     def to_dict(self) -> dict[str, Any]:
@@ -161,10 +168,10 @@ class BudgetPlan:
                 layer.name,
                 " ".join("x".join(map(str, shape)) for shape in layer.shapes),
                 f"{layer.dense:,}",
-                describe_config(layer.config),
+                _described(layer, self.measure),
                 f"{layer.generated:,}",
                 f"{layer.generated / stored:.1%}",
-                f"{layer.quality:.1f}",
+                f"{layer.quality:,.0f}" if self.measure in _COUNTS else f"{layer.quality:.1f}",
                 layer.why,
             )
             for layer in self.layers
@@ -289,6 +296,12 @@ def fit_budget(
     ignored = (ignore,) if isinstance(ignore, str) else tuple(ignore)
     kept = tuple(KeptDense(*row) for row in remainder(model, chosen, others, book))
     return BudgetPlan(tuple(planned), kept, book.unit, book.limit, book.before, after, measure, ignored)
+
+
+def _described(layer: PlannedLayer, measure: str) -> str:
+    if measure == "products":
+        return f"kronecker radix={layer.config.radix} terms={layer.config.terms}"
+    return describe_config(layer.config)
 
 
 def _place(place: int, rank_by: str) -> str:

@@ -12,7 +12,7 @@ from adntn.errors import CompressionError
 from adntn.generator import GeneratorModule
 from adntn.targets import by_generator, choose_generated, held_by_optimizer
 
-__all__ = ["share_cores_", "tie_cores_"]
+__all__ = ["core_key", "groups_alike", "share_cores_", "tie_cores_", "tie_groups_"]
 
 
 def share_cores_(
@@ -23,7 +23,8 @@ def share_cores_(
     A root says how much a weight has of what the cores make; in a sum of Kronecker products it is a number a product.
     So a network has more products for its numbers. What that is worth, and when, is on the page about whole networks.
 
-    Compress first, then share, then build the optimiser. Weights of a shape or config that no other one has stay as
+    Here the model is compressed already; :func:`adntn.compress_` does the same with ``share_cores=True``, and can fit
+    such weights together. Share, then build the optimiser. Weights of a shape or config that no other one has stay as
     they are, and so do those whose topology has no root. In a ``state_dict`` the cores stand under each layer's name,
     as torch has tied weights; :func:`adntn.save` stores them once, and :func:`adntn.load` has them in common again.
     Growing, pruning and quantising one of the weights would change the others, and is refused.
@@ -46,9 +47,22 @@ def share_cores_(
         >>> report.generated, adntn.share_cores_(model).generated
         (1548, 396)
     """
+    weights = [next(iter(alike.items())) for alike in by_generator(choose_generated(model, targets, ignore))]
+    groups = groups_alike(weights)
+    for name, weight in (each for group in groups for each in group):
+        _refuse(name, weight)
+    tie_groups_([weight for _, weight in group] for group in groups)
+    return describe(model)
+
+
+def groups_alike(weights: Iterable[tuple[str, GeneratorModule]]) -> list[list[tuple[str, GeneratorModule]]]:
+    """Return the groups of named weights that can have their cores in common.
+
+    Raises:
+        CompressionError: there is none.
+    """
     alike: dict[Any, list[tuple[str, GeneratorModule]]] = {}
-    for weights in by_generator(choose_generated(model, targets, ignore)):
-        name, weight = next(iter(weights.items()))
+    for name, weight in weights:
         if "root" in weight.blueprint.parameter_shapes:
             alike.setdefault((weight.blueprint.shape, weight.config, weight.dtype), []).append((name, weight))
     groups = [group for group in alike.values() if len(group) > 1]
@@ -60,12 +74,20 @@ def share_cores_(
             "no two of the targets have the shape, the config and the type of each other, and a root: "
             f"{found or 'a tree has one, and a brick wall, a tensor train and baselines have none'}."
         )
-    for name, weight in (each for group in groups for each in group):
-        _refuse(name, weight)
-    for (_, first), *others in groups:
-        for _, weight in others:
+    return groups
+
+
+def core_key(weight: GeneratorModule) -> int:
+    """Return what is equal for weights that have their cores in common, and for no others while both live."""
+    parts = dict(weight.generator_parameters())
+    return id(next(part for name, part in parts.items() if name != "root" or not weight.has_common_cores))
+
+
+def tie_groups_(groups: Iterable[Sequence[GeneratorModule]]) -> None:
+    """Give the weights of each group the cores of its first."""
+    for first, *others in groups:
+        for weight in others:
             _tie(weight, first)
-    return describe(model)
 
 
 def _refuse(name: str, weight: GeneratorModule) -> None:

@@ -10,13 +10,15 @@ import torch
 from torch import nn
 
 from adntn.baselines import Network
+from adntn.common_cores import core_key, groups_alike, tie_groups_
 from adntn.decompose import WarmStartReport, warm_start_
 from adntn.describe import CompressionReport, describe, generated_weights
 from adntn.errors import CompressionError, ConfigError, check_choice
 from adntn.exchange import Wanted, build, generators_of, put_in_place, to_plain
 from adntn.execution.cache import keeping
-from adntn.fit import FitOptions, FitReport, fit_
+from adntn.fit import FitOptions, FitReport, fit_, fit_together_
 from adntn.generator import GeneratorModule
+from adntn.options import check_flag
 from adntn.sharing import find_groups
 from adntn.targets import (
     Place,
@@ -43,6 +45,7 @@ def compress_(
     ignore: str | Sequence[str] = (),
     overrides: Mapping[str, GeneratorConfig] | None = None,
     shared: Sequence[Sequence[str]] = (),
+    share_cores: bool = False,
     init: str = "random",
     fit: FitOptions | None = None,
     progress: bool | None = None,
@@ -70,8 +73,11 @@ def compress_(
             full names it matches. All must be targets, with equal ``in_features``; biases stay their own. The
             ``state_dict`` has the generator under each of their names, as torch has tied weights; :func:`adntn.save`
             stores it once. In an attention ``("in_proj_weight", "out_proj")`` makes all four projections one.
+        share_cores: whether weights of one shape, config and dtype have their cores in common, and a root each
+            (:func:`adntn.share_cores_`). Those that ``shared`` puts into one are one weight here.
         init: ``"random"`` draws and calibrates (paper, Section 3.5); the dense weight's values are not used. ``"fit"``
-            then fits each generator to its layer's weight (:func:`adntn.fit_`), ``"svd"`` starts it from the weight's
+            then fits each generator to its layer's weight (:func:`adntn.fit_`; those with cores in common together,
+            :func:`adntn.fit_together_`), ``"svd"`` starts it from the weight's
             decomposition (:func:`adntn.warm_start_`), and the report says how near it came.
         fit: how to fit; None means the defaults.
         progress: whether fits show a progress bar, one a layer; None means on a terminal only.
@@ -98,6 +104,9 @@ def compress_(
                 f"a config is a GeneratorConfig, not a {type(given).__name__}: compress_(model, config, targets)."
             )
     check_choice("init", init, INITS)
+    check_flag("share_cores", share_cores)
+    if share_cores and init == "svd":
+        raise ConfigError("init='svd' starts one weight alone; with share_cores=True use 'random' or 'fit'.")
     if fit is not None and init != "fit":
         raise ConfigError(f"fit={fit!r} needs init='fit', not init={init!r}.")
     refuse_wrapped(model)
@@ -130,6 +139,9 @@ def compress_(
     groups = find_groups(places, chosen, shared)
     wanted = _wanted(chosen, configs, groups, execution)
     generators = generators_of(wanted)
+    if share_cores:
+        named = [(_named(wanted, source), generator) for source, generator in generators.items()]
+        tie_groups_([weight for _, weight in group] for group in groups_alike(named))
     starts = {} if init == "random" else _start_all(wanted, generators, init, fit, progress)
     put_in_place(build(wanted, generators))
     return describe(model, starts)
@@ -172,20 +184,45 @@ def _start_all(
 ) -> dict[Network, FitReport | WarmStartReport]:
     """Start every generator from the dense weights that it is to make."""
     starts: dict[Network, FitReport | WarmStartReport] = {}
-    for source, generator in generators.items():
-        mine = {each.rows: each for each in wanted if each.source == source}
-        name = ", ".join(dict.fromkeys(each.name for each in mine.values()))
-        # Side by side, the rows of those who share are all rows.
-        ordered = sorted(mine.values(), key=lambda each: each.rows or (0, 0))
-        target = torch.cat([each.place.weights[each.weight].detach() for each in ordered])
+    targets = {source: _target(wanted, source) for source in generators}
+    for sources in _by_cores(generators):
+        first, *others = sources
+        name = _named(wanted, first)
         try:
-            if init == "fit":
-                starts[generator._network] = fit_(generator, target, options, progress=progress, name=name)
+            if others:
+                alike = [generators[source] for source in sources]
+                name = ", ".join(_named(wanted, source) for source in sources)
+                made = fit_together_(alike, [targets[s] for s in sources], options, progress=progress, name=name)
+                starts.update(zip((each._network for each in alike), made, strict=True))
+            elif init == "fit":
+                starts[generators[first]._network] = fit_(
+                    generators[first], targets[first], options, progress=progress, name=name
+                )
             else:
-                starts[generator._network] = warm_start_(generator, target)
+                starts[generators[first]._network] = warm_start_(generators[first], targets[first])
         except ConfigError as error:
             raise ConfigError(f"{name!r}: {error}") from None
     return starts
+
+
+def _named(wanted: Sequence[Wanted], source: Hashable) -> str:
+    """Return the names of all that one generator is for."""
+    return ", ".join(dict.fromkeys(each.name for each in wanted if each.source == source))
+
+
+def _target(wanted: Sequence[Wanted], source: Hashable) -> torch.Tensor:
+    """Return what a generator is to make: side by side, the rows of those who share are all rows."""
+    mine = {each.rows: each for each in wanted if each.source == source}
+    ordered = sorted(mine.values(), key=lambda each: each.rows or (0, 0))
+    return torch.cat([each.place.weights[each.weight].detach() for each in ordered])
+
+
+def _by_cores(generators: Mapping[Hashable, GeneratorModule]) -> list[list[Hashable]]:
+    """Return the sources apart by the cores that their generators are made of."""
+    apart: dict[int, list[Hashable]] = {}
+    for source, generator in generators.items():
+        apart.setdefault(core_key(generator), []).append(source)
+    return [*apart.values()]
 
 
 def materialize(model: nn.Module) -> nn.Module:

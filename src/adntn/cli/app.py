@@ -214,12 +214,24 @@ def inspect(
         int | None, typer.Option(help="Numbers that the whole model may store: print which layers, with which configs.")
     ] = None,
     size: Annotated[int | None, typer.Option("--bytes", help="Bytes that it may take, instead.")] = None,
+    share_cores: Annotated[
+        bool, typer.Option("--share-cores", help="Cores in common in layers of one shape; with --topology kronecker.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
 ) -> None:
     """List a model's layers: shapes, parameters, what each topology would store; or what a budget buys."""
     given = {name: value for name, value in locals().items() if name in GENERATOR and value is not None}
     with Errors():
-        run_inspect(model, targets, split_names(topology), given, as_json, parameters=parameters, size=size)
+        run_inspect(
+            model,
+            targets,
+            split_names(topology),
+            given,
+            as_json,
+            parameters=parameters,
+            size=size,
+            share_cores=share_cores,
+        )
 
 
 @app.command()

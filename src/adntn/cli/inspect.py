@@ -15,12 +15,15 @@ from rich.table import Table
 from torch import nn
 
 from adntn.baselines import network
-from adntn.budget import fit_budget
+from adntn.budget import BudgetPlan, fit_budget
 from adntn.cli.options import make_config, split_names
 from adntn.cli.screen import print_whole
-from adntn.errors import AdntnError, check_choice
+from adntn.errors import AdntnError, ConfigError, check_choice
+from adntn.products import kronecker_budget
 from adntn.targets import choose_places, find_places, obstacle
 from adntn.topology import TOPOLOGIES, TREES, Blueprint, GeneratorConfig
+
+_PRODUCTS = "kronecker"  # of no topology of its own, and planned by a budget
 
 
 def run_inspect(
@@ -32,17 +35,19 @@ def run_inspect(
     *,
     parameters: int | None = None,
     size: int | None = None,
+    share_cores: bool = False,
 ) -> None:
     """Run ``adntn inspect``.
 
     Args:
         spec: of the model.
         targets: names and patterns, comma-separated; None means all layers that can be generated.
-        topologies: to list; None means the trees.
+        topologies: to list; None means the trees. With a budget ``"kronecker"`` alone, too.
         options: of the generators.
         as_json: whether to print JSON.
         parameters: numbers that the whole model may store; with it, or ``size``, the plan for that is printed.
         size: bytes that it may take.
+        share_cores: whether layers of one shape have their cores in common in that plan; of Kronecker products only.
 
     Raises:
         AdntnError: whatever is wrong with the options.
@@ -53,8 +58,11 @@ def run_inspect(
     with torch.device("meta"):
         model = model_builder(spec, None, None)()
     if parameters is not None or size is not None:
-        _plan(model, targets, topologies, options, as_json, parameters, size)
+        plan = _plan(model, targets, topologies, options, share_cores, parameters, size)
+        typer.echo(plan.to_json() if as_json else str(plan))
         return
+    if share_cores or topologies == (_PRODUCTS,):
+        raise ConfigError("sums of Kronecker products are planned for a budget; give --parameters or --bytes.")
     places = choose_places(find_places(model), split_names(targets) or ("re:.*",), "targets", must_work=True)
     wanted = {id(weight) for place in places for weight in place.weights.values()}
     topologies = topologies or TREES
@@ -117,20 +125,27 @@ def _plan(
     targets: str | None,
     topologies: tuple[str, ...] | None,
     options: Mapping[str, Any],
-    as_json: bool,
+    share_cores: bool,
     parameters: int | None,
     size: int | None,
-) -> None:
-    """Print what a budget of the whole model buys."""
-    plan = fit_budget(
+) -> BudgetPlan:
+    """Return what a budget of the whole model buys."""
+    chosen = split_names(targets) or ("re:.*",)
+    if topologies == (_PRODUCTS,):
+        if options:
+            raise ConfigError(f"{', '.join(options)} has no meaning for 'kronecker', which has a config a shape.")
+        return kronecker_budget(model, parameters=parameters, bytes=size, targets=chosen, share_cores=share_cores)
+    if share_cores:
+        raise ConfigError("--share-cores needs --topology kronecker, whose plan counts cores once.")
+    topologies = topologies or TREES
+    return fit_budget(
         model,
         parameters=parameters,
         bytes=size,
-        targets=split_names(targets) or ("re:.*",),
-        config=make_config(options, topologies or TREES),
-        topologies=topologies or TREES,
+        targets=chosen,
+        config=make_config(options, topologies),
+        topologies=topologies,
     )
-    typer.echo(plan.to_json() if as_json else str(plan))
 
 
 def _row(shape: tuple[int, ...], base: GeneratorConfig, topologies: tuple[str, ...]) -> dict[str, Any]:

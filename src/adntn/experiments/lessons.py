@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from adntn.common_cores import core_key
 from adntn.describe import generated_weights
 from adntn.fit import fit_, fit_scale_, fit_together_
 from adntn.initialize import default_std
@@ -37,9 +38,7 @@ def fit_weights_(model: nn.Module, trained: nn.Module) -> None:
     groups: dict[int, dict[str, GeneratedWeight]] = {}
     for name, layer in generated_weights(model).items():
         assert isinstance(layer, GeneratedWeight)
-        parts = dict(layer.generator_parameters())
-        alike = next(part for part in parts if part != "root" or not layer.has_common_cores)
-        groups.setdefault(id(parts[alike]), {})[name] = layer
+        groups.setdefault(core_key(layer), {})[name] = layer
     for layers in groups.values():
         targets = [trained.get_parameter(f"{name}.weight") for name in layers]
         if len(layers) == 1:

@@ -29,6 +29,7 @@ class Variant:
             were drawn.
         config: of the generators.
         overrides: configs of single layers, instead.
+        share_cores: whether generated weights of one shape and config have their cores in common.
 
     Raises:
         ConfigError: the kind is unknown.
@@ -38,6 +39,7 @@ class Variant:
     kind: str = "generated"
     config: GeneratorConfig = field(default_factory=GeneratorConfig)
     overrides: Mapping[str, GeneratorConfig] = field(default_factory=dict)
+    share_cores: bool = False
 
     def __post_init__(self) -> None:
         check_choice("kind", self.kind, KINDS)
@@ -60,7 +62,10 @@ class Variant:
         elif self.kind == "frozen-dense":
             freeze_weights_(model, layers)
         elif self.kind != "dense":
-            compress_(model, self.config, list(layers), overrides=dict(self.overrides), progress=False)
+            overrides = dict(self.overrides)
+            compress_(
+                model, self.config, list(layers), overrides=overrides, share_cores=self.share_cores, progress=False
+            )
             if self.kind == "frozen":
                 freeze_weights_(model, layers)
         return model

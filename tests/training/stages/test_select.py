@@ -145,3 +145,67 @@ def test_names_and_budgets_are_checked_before_anything_runs() -> None:
         Select(parameters=20).check(model())
     with pytest.raises(CompressionError, match="not possible"):
         Select(parameters=20, rank_by="time", count="all").check(model())
+
+
+def deep() -> nn.Sequential:
+    torch.manual_seed(6)
+    return nn.Sequential(nn.Flatten(), nn.Linear(36, 30), *(nn.Linear(30, 30) for _ in range(3)), nn.Linear(30, 3))
+
+
+def run_deep(stage: Select, folder: Path) -> tuple[nn.Module, Outcome]:
+    state = State(deep(), None, DATA, folder, seed=0)
+    stage.check(state.model)
+    return state.model, stage.run(state)
+
+
+@pytest.mark.parametrize("init", ["random", "fit"])
+@pytest.mark.parametrize("share_cores", [False, True])
+def test_a_budget_of_products_is_spread_over_all_targets(share_cores: bool, init: str, tmp_path: Path) -> None:
+    stage = Select(
+        parameters=1_600,
+        topologies="kronecker",  # type: ignore[arg-type]
+        ignore=("5",),
+        share_cores=share_cores,
+        init=init,
+        fit={"steps": 5, "polish": 0} if init == "fit" else {},
+    )
+    made, outcome = run_deep(stage, tmp_path)
+    assert 1_400 < count(made) == outcome["parameters"] <= 1_600
+    assert [row["name"] for row in outcome["layers"]] == ["1", "2", "3", "4"]
+    assert all((row["relative_error"] is not None) == (init == "fit") for row in outcome["layers"])
+    assert (made[2].get_core("expand.1") is made[3].get_core("expand.1")) == share_cores
+    plan = BudgetPlan.from_dict(outcome["plan"])
+    assert plan == adntn.kronecker_budget(deep(), parameters=1_600, ignore=["5"], share_cores=share_cores)
+    again, _ = run_deep(stage, tmp_path)
+    assert same(made.state_dict(), again.state_dict())
+
+
+def test_named_layers_may_have_their_cores_in_common(tmp_path: Path) -> None:
+    made, outcome = run_deep(Select(targets=("2", "3", "4"), share_cores=True), tmp_path)
+    assert made[2].get_core("expand.1") is made[4].get_core("expand.1")
+    first, *others = [row["generated"] for row in outcome["layers"]]
+    assert others == [made[3].root.numel()] * 2
+    assert first > others[0]
+
+
+def test_what_goes_with_products_and_common_cores_is_checked_before_anything_is_trained() -> None:
+    for options, message in (
+        ({"topologies": ("kronecker",)}, "needs a budget"),
+        ({"topologies": ("kronecker", "ttn"), "parameters": 900}, "stands alone"),
+        ({"topologies": ("kronecker",), "parameters": 900, "measure": "numbers"}, "measure has no meaning"),
+        ({"topologies": ("kronecker",), "parameters": 900, "config": {"radix": 4}}, "config has no meaning"),
+        ({"topologies": ("kroneker",), "parameters": 900}, "Did you mean 'kronecker'"),
+        ({"share_cores": True, "parameters": 900}, "needs topologies='kronecker'"),
+        ({"share_cores": True, "init": "svd"}, "use 'random' or 'fit'"),
+        ({"share_cores": 1}, "share_cores"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            Select(**options)
+    with pytest.raises(CompressionError, match="no two of the targets"):
+        Select(share_cores=True).check(model())
+    with pytest.raises(CompressionError, match="no two targets are of one shape"):
+        Select(share_cores=True, topologies=("kronecker",), parameters=900).check(model())
+    untouched = deep()
+    Select(share_cores=True).check(untouched)
+    assert all(type(layer) is nn.Linear for layer in untouched[1:])
+    assert not untouched[1].weight.is_meta

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -13,7 +12,6 @@ import torch
 from torch import nn
 
 from adntn.budget import fit_budget
-from adntn.common_cores import share_cores_
 from adntn.describe import generated_weights
 from adntn.experiments.lessons import LESSONS
 from adntn.experiments.models import Builder, ImageShape
@@ -22,6 +20,7 @@ from adntn.experiments.reproduce.rows import Row
 from adntn.experiments.reproduce.settings import Settings
 from adntn.experiments.reproduce.sizing import count, sized
 from adntn.experiments.variants import Variant
+from adntn.products import choose_digits, most_within, spread_products
 from adntn.topology import GeneratorConfig
 
 __all__ = ["BUDGETS", "NETWORKS", "OURS", "RIVALS", "TAUGHT", "Spread", "whole_rows"]
@@ -49,24 +48,16 @@ _CORE_RATES = {
 # subspaces are better for it by about as much (adntn reproduce whole --held-out 5000 --core-lr ...).
 _RATED = 20_000
 
-# More would make the matrices so small that hardly anything is left of them: 2x2 or 3x3 for 32 to 128 channels.
-_MOST_DIGITS = 4
-
 
 @dataclass(frozen=True)
 class Spread:
     """Generators that share a budget alike: every weight has about as many numbers.
 
-    Where n layers of one shape have their cores in common, those are sqrt(n) times as many: more than for one layer, as
-    each of them counts, and less than for n apart.
-
     Attributes:
         config: of all of them, with everything but the size.
         by: what makes them larger, see :func:`~adntn.experiments.reproduce.sizing.sized`.
-        digits: of Kronecker products, see :meth:`~adntn.GeneratorConfig.kronecker`; None for others, which
-            are of that config.
-        products: that a weight is to have at least, on average; where the numbers do not suffice for so many there are
-            more digits, up to four, with which a product needs fewer numbers.
+        digits: of Kronecker products, which are planned as :func:`adntn.kronecker_budget` does it; None for others,
+            which are of that config. Where cores are common there may be more.
         shuffled: whether each tree of a sum has rows and columns in an order of its own, see
             :class:`~adntn.experiments.seeded.SeededConv2d`.
         shared: whether layers of one shape have their cores in common, and a root each.
@@ -75,7 +66,6 @@ class Spread:
     config: GeneratorConfig = field(default_factory=GeneratorConfig)
     by: str = "groups"
     digits: int | None = None
-    products: int = 1
     shuffled: bool = False
     shared: bool = False
 
@@ -85,17 +75,15 @@ class Spread:
         Where small weights cannot use their share, or generators come in large steps, the shares are scaled until the
         numbers are met as nearly as they can be.
         """
-        return self.settled(weights, numbers)._nearest(weights, numbers)
+        if self.digits is not None:
+            digits = self._settled(weights, numbers, self.digits)
+            return spread_products(weights, numbers, digits, share_cores=self.shared)
+        return most_within(
+            lambda scale: self._sized(weights, numbers, scale), lambda made: self.count(weights, made), numbers
+        )
 
-    def settled(self, weights: Mapping[str, tuple[int, ...]], numbers: int) -> Spread:
-        """Return the same with as many digits as give the weights enough products, or as there may be."""
-        spread = self
-        for digits in range(3, _MOST_DIGITS + 1):
-            terms = [config.terms for config in spread._nearest(weights, numbers).values()]
-            if self.products == 1 or statistics.mean(terms) >= self.products:
-                break
-            spread = replace(spread, digits=digits)
-        return spread
+    def _settled(self, weights: Mapping[str, tuple[int, ...]], numbers: int, digits: int) -> int:
+        return choose_digits(weights, numbers, share_cores=True) if self.shared else digits
 
     def core_rate(self, rate: float, weights: Mapping[str, tuple[int, ...]], numbers: int) -> float:
         """Return the peak rate of root and cores, for a rate that suits the digits that are asked for.
@@ -104,19 +92,7 @@ class Spread:
         """
         if self.digits is None:
             return rate
-        return rate * self.digits / (self.settled(weights, numbers).digits or self.digits)
-
-    def _nearest(self, weights: Mapping[str, tuple[int, ...]], numbers: int) -> dict[str, GeneratorConfig]:
-        low, high = 0.0, 8.0
-        best = self._sized(weights, numbers, low)
-        for _ in range(12):
-            middle = (low + high) / 2
-            made = self._sized(weights, numbers, middle)
-            if self.count(weights, made) <= numbers:
-                low, best = middle, made
-            else:
-                high = middle
-        return best
+        return rate * self.digits / self._settled(weights, numbers, self.digits)
 
     def count(self, weights: Mapping[str, tuple[int, ...]], configs: Mapping[str, GeneratorConfig]) -> int:
         """Return how many numbers the weights have in all."""
@@ -128,10 +104,7 @@ class Spread:
     def _sized(self, weights: Mapping[str, tuple[int, ...]], numbers: int, scale: float) -> dict[str, GeneratorConfig]:
         made = {}
         for name, shape in weights.items():
-            alike = self._alike(weights, shape)
-            share = max(1, round(scale * numbers / len(weights) / math.sqrt(alike)))
-            config = self.config if self.digits is None else GeneratorConfig.kronecker(shape, self.digits)
-            made[name] = sized(config, shape, share, self.by, alike)
+            made[name] = sized(self.config, shape, max(1, round(scale * numbers / len(weights))), self.by)
         return made
 
 
@@ -140,9 +113,9 @@ OURS: Mapping[str, Spread] = MappingProxyType(
     {
         "ttn-blocked": Spread(),
         "ttn-paired": Spread(GeneratorConfig(order="paired")),
-        "kronecker": Spread(by="terms", digits=2),
-        "kronecker-shared": Spread(by="terms", digits=2, products=4, shared=True),
-        "kronecker-shuffled": Spread(by="terms", digits=3, shuffled=True),
+        "kronecker": Spread(digits=2),
+        "kronecker-shared": Spread(digits=2, shared=True),
+        "kronecker-shuffled": Spread(digits=3, shuffled=True),
     }
 )
 
@@ -241,18 +214,12 @@ def _networks(network: Whole, budget: int) -> dict[str, Make]:
         if name == "kronecker":
             made["kronecker-tangent"] = functools.partial(network.seeded, configs, "tangent")
         if spread.shared:
-            made[name] = functools.partial(_sharing, Variant(name, overrides=configs), build, layers)
+            made[name] = functools.partial(Variant(name, overrides=configs, share_cores=True).make, build, layers)
         elif not spread.shuffled:
             made[name] = functools.partial(Variant(name, overrides=configs).make, build, layers)
         elif any(config.terms > 1 for config in configs.values()):
             made[name] = functools.partial(network.seeded, configs, "shuffle")
     return made
-
-
-def _sharing(variant: Variant, build: Builder, layers: Sequence[str], seed: int) -> nn.Module:
-    model = variant.make(build, layers, seed)
-    share_cores_(model)
-    return model
 
 
 def _planned(build: Builder, layers: Sequence[str], budget: int, least: GeneratorConfig, seed: int) -> nn.Module:

@@ -23,6 +23,7 @@ import adntn
 from adntn.cli import app
 from adntn.cli.options import split_names
 from adntn.describe import generated_weights
+from adntn.experiments.models import vgg16
 from adntn.experiments.reproduce.job import experiment_rows
 from adntn.experiments.reproduce.rows import Folder, chosen_rows
 from adntn.experiments.reproduce.settings import Settings
@@ -148,9 +149,26 @@ def test_the_reproduce_pages_code_runs(tmp_path: Path, monkeypatch: pytest.Monke
     assert (tmp_path / "run" / "models" / "vgg16" / "dense-seed0.safetensors").is_file()
 
 
+@pytest.mark.slow
+def test_the_settings_on_the_evidence_page_are_possible() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "evidence.md").read_text(), re.DOTALL)
+    torch.manual_seed(0)
+    names: dict[str, Any] = {"model": vgg16((3, 32, 32), 10, width=1 / 16)}
+    exec(compile(code, "evidence.md", "exec"), names)
+    assert sum(parameter.numel() for parameter in names["model"].parameters()) == names["plan"].after <= 20_000
+    assert {group["lr"] for group in names["optimizer"].param_groups} == {1e-2, 2e-2}
+    assert all(weight.config.bond_dim == 1 for weight in generated_weights(names["model"]).values())
+    assert type(names["model"].get_submodule("features.0")) is torch.nn.Conv2d
+
+
 def test_the_commands_of_the_reproduce_and_evidence_pages_are_possible() -> None:
     group: Any = typer.main.get_command(app)
-    pages = ["reproduce.md", "evidence.md", *(page for _, page, _ in SCRIPTS["tables"]["EXPERIMENTS"].values())]
+    pages = [
+        "reproduce.md",
+        "evidence.md",
+        "resnet.md",
+        *(page for _, page, _ in SCRIPTS["tables"]["EXPERIMENTS"].values()),
+    ]
     text = "".join((DOCS / page).read_text() for page in pages)
     commands = re.findall(r"^(?:until )?adntn reproduce (\w+)(.*?)(?:; do.*)?$", text, re.MULTILINE)
     assert {name for name, _ in commands} == {"table3", "whole", "levers", "expressivity"}
@@ -162,7 +180,8 @@ def test_the_commands_of_the_reproduce_and_evidence_pages_are_possible() -> None
         if (file := ROOT / (asked["out"] or "") / "settings.json").is_file():  # it is the command that was run
             run = json.loads(file.read_text())
             keys = ("width", "epochs", "teacher_epochs", "held_out", "core_lr")
-            assert {key: asked.get(key) for key in keys} == {key: run.get(key) for key in keys}, file
+            said = {key: asked[key] if asked[key] is not None else getattr(Settings(), key) for key in keys}
+            assert said == {key: run.get(key) for key in keys}, file
     parameters = [each for command in group.commands["reproduce"].commands.values() for each in command.params]
     known = {option for each in parameters for option in (*each.opts, *each.secondary_opts)}
     named = set(re.findall(r"`(--[a-z-]+)", (DOCS / "reproduce.md").read_text()))

@@ -239,10 +239,16 @@ TABLES.update(
 )
 
 
+def lines_of(network: str, folder: str, experiment: str = "whole") -> tuple[dict[str, Any], dict[str, Line]]:
+    """Return a folder's settings and its lines of a network, by the names of the rows."""
+    settings, results = read_finished(DOCS / "results" / folder, experiment)
+    return settings, gather(results)[network]
+
+
 def vgg16(folder: str, experiment: str = "whole", after: str = "-20000") -> tuple[dict[str, Any], dict[str, Line]]:
     """Return a folder's settings and its lines of VGG-16, by names that lack what stands after all of them."""
-    settings, results = read_finished(DOCS / "results" / folder, experiment)
-    return settings, {name.removesuffix(after): line for name, line in gather(results)["vgg16"].items()}
+    settings, lines = lines_of("vgg16", folder, experiment)
+    return settings, {name.removesuffix(after): line for name, line in lines.items()}
 
 
 def points(line: Line | None, other: Line | None) -> str:
@@ -346,6 +352,35 @@ def short() -> str:
     return speed.markdown([f"taught, {settings['epochs']} epochs", *(f"{budget:,}" for budget in budgets)], rows)
 
 
+#: Folders of ResNet-20 at full width, from labels alone and taught by the dense network, and what ours are set beside.
+RESNET = {"whole-full": "", "whole-full-short": "-taught"}
+BESIDE_RESNET = ("subspaces", "subspace", "lowrank", "tt", "narrow-dense")
+
+
+def resnet() -> str:
+    """Accuracies of ResNet-20 at full width, from labels alone and taught, and how far ours are above others."""
+    titles, columns = [], []
+    for folder, after in RESNET.items():
+        settings, lines = lines_of("resnet20", folder)
+        budgets = sorted({line.first.about["budget"] for line in lines.values()} - {None})
+        titles += [f"{'taught' if after else 'labels'}, {settings['epochs']} epochs, {each:,}" for each in budgets]
+        columns += [functools.partial(_found, lines, f"{after}-{each}") for each in budgets]
+    shown = ("kronecker", "kronecker-shared", *BESIDE_RESNET)
+    rows = [[f"**{name}**" if name in OURS else name, *(accuracy(find(name)) for find in columns)] for name in shown]
+    rows += [
+        [name, *(accuracy(find(name, whole=True)) for find in columns)] for name in ("frozen-dense", "dense", "teacher")
+    ]
+    pairs = [("kronecker", other) for other in BESIDE_RESNET] + [("kronecker-shared", "kronecker")]
+    rows += [
+        [f"{one} over {other}, points", *(points(find(one), find(other)) for find in columns)] for one, other in pairs
+    ]
+    return speed.markdown(["network", *titles], rows)
+
+
+def _found(lines: dict[str, Line], after: str, name: str, *, whole: bool = False) -> Line | None:
+    return lines.get(name if whole else f"{name}{after}")
+
+
 def rates() -> str:
     """Accuracies of VGG-16 on training images that were kept out, by the peak rate of root and cores."""
     folders = sorted((DOCS / "results" / "rates").iterdir(), key=lambda folder: float(folder.name))
@@ -391,7 +426,9 @@ def lessons() -> str:
 
 
 TABLES.update({"lengths": lengths, "wider": wider, "common": common, "taught": taught, "lessons": lessons})
-TABLES.update({"short": short, "held-out-rates": rates, "turning": turning.table, "wider-steps": widths.table})
+TABLES.update(
+    {"short": short, "resnet": resnet, "held-out-rates": rates, "turning": turning.table, "wider-steps": widths.table}
+)
 
 
 def run_report() -> RunReport:
@@ -405,6 +442,7 @@ TABLES["fashion-growth"] = lambda: markdown_table(details_table(run_report().det
 TABLES["growth"] = growth.table
 TABLES["tangents"] = tangents.table
 TABLES["nearness"] = nearness.table
+TABLES["nearness-resnet"] = functools.partial(nearness.table, "resnet20")
 if kronecker.RESULTS.is_file():  # as above
     TABLES["kronecker"] = kronecker.table
 TABLES["speed-machine"] = lambda: speed.machine_table(measured().sessions)

@@ -159,6 +159,9 @@ def test_the_settings_on_the_evidence_page_are_possible() -> None:
     assert {group["lr"] for group in names["optimizer"].param_groups} == {1e-2, 2e-2}
     assert all(weight.config.bond_dim == 1 for weight in generated_weights(names["model"]).values())
     assert type(names["model"].get_submodule("features.0")) is torch.nn.Conv2d
+    for name, weight in generated_weights(names["model"]).items():
+        made, trained = weight.weight.detach(), names["teacher"].get_parameter(f"{name}.weight").detach()
+        assert float((made * trained).sum() / made.norm() / trained.norm()) > 0.3, name
 
 
 def test_the_commands_of_the_reproduce_and_evidence_pages_are_possible() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import doctest
+import functools
 import json
 import math
 import pkgutil
@@ -175,11 +176,12 @@ def test_the_commands_of_the_reproduce_and_evidence_pages_are_possible() -> None
     text = "".join((DOCS / page).read_text() for page in pages)
     commands = re.findall(r"^(?:until )?adntn reproduce (\w+)(.*?)(?:; do.*)?$", text, re.MULTILINE)
     assert {name for name, _ in commands} == {"table3", "whole", "levers", "expressivity"}
+    rows_of = functools.cache(lambda name, settings: experiment_rows(name, settings, (3, 32, 32), 10))
     for name, options in commands:
         asked = group.commands["reproduce"].commands[name].make_context(name, shlex.split(options)).params
         if asked.get("rows"):
             settings = Settings(width=asked["width"] or 1.0, teacher_epochs=asked["teacher_epochs"])
-            chosen_rows(experiment_rows(name, settings, (3, 32, 32), 10), split_names(asked["rows"]) or ())
+            chosen_rows(rows_of(name, settings), split_names(asked["rows"]) or ())
         if (file := ROOT / (asked["out"] or "") / "settings.json").is_file():  # it is the command that was run
             run = json.loads(file.read_text())
             keys = ("width", "epochs", "teacher_epochs", "held_out", "core_lr")

@@ -257,21 +257,14 @@ def fit_budget(
     """
     check_choice("rank_by", rank_by, RANKINGS)
     check_choice("measure", measure, QUALITIES)
-    if (parameters is None) == (bytes is None):
-        raise ConfigError("give one budget: parameters=50_000, or bytes=200_000.")
-    limit = parameters if parameters is not None else bytes
-    check_whole("parameters" if bytes is None else "bytes", limit, 1)
+    book = Book.open(model, parameters, bytes)
     if layers is not None and layers != "all":
         check_whole("layers", layers, 1)
     topologies = [topologies] if isinstance(topologies, str) else topologies
     orders = [orders] if isinstance(orders, str) else orders
     kinds = families(config or GeneratorConfig(), topologies, orders)
-    book = Book(model, limit or 0, in_bytes=bytes is not None)
-    if layers is None and book.before <= book.limit:
-        raise CompressionError(
-            f"the model stores {book.before:,} {book.unit}, no more than the {book.limit:,} allowed, so nothing need "
-            "be generated; layers=3, or 'all', says how many to generate all the same."
-        )
+    if layers is None and book.is_met is not None:
+        raise CompressionError(f"{book.is_met}; layers=3, or 'all', says how many to generate all the same.")
     refuse_wrapped(model)
     units = units_of(model, targets, ignore)
     times = forward_times(model, example) if rank_by == "time" else {}

@@ -15,13 +15,16 @@ from torch import nn
 
 from adntn.budget import BudgetPlan, KeptDense, PlannedLayer
 from adntn.candidates import usable
-from adntn.errors import CompressionError, ConfigError
+from adntn.errors import CompressionError
 from adntn.options import check_flag, check_whole
 from adntn.spending import Book, Unit, remainder, units_of
 from adntn.targets import find_places, refuse_broken_ties, refuse_wrapped
 from adntn.topology import Blueprint, GeneratorConfig
 
-__all__ = ["choose_digits", "kronecker_budget", "most_within", "spread_products"]
+__all__ = ["PRODUCTS", "choose_digits", "kronecker_budget", "most_within", "spread_products"]
+
+#: How recipes and the command line ask for them where a topology is asked for: a family of configs, one a shape.
+PRODUCTS = "kronecker"
 
 Shape = tuple[int, ...]
 Sized = TypeVar("Sized")
@@ -80,19 +83,12 @@ def kronecker_budget(
         >>> print(plan)
         >>> report = plan.apply_(model)
     """
-    if (parameters is None) == (bytes is None):
-        raise ConfigError("give one budget: parameters=50_000, or bytes=200_000.")
-    wanted = parameters if parameters is not None else bytes
-    check_whole("parameters" if bytes is None else "bytes", wanted, 1)
+    book = Book.open(model, parameters, bytes)
     check_flag("share_cores", share_cores)
     if digits is not None:
         check_whole("digits", digits, 2)
-    book = Book(model, wanted or 0, in_bytes=bytes is not None)
-    if book.before <= book.limit:
-        raise CompressionError(
-            f"the model stores {book.before:,} {book.unit}, no more than the {book.limit:,} allowed, so nothing need "
-            "be generated."
-        )
+    if book.is_met is not None:
+        raise CompressionError(f"{book.is_met}.")
     refuse_wrapped(model)
     chosen = units_of(model, targets, ignore)
     used = 2 if digits is None else digits

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from adntn.candidates import Candidate, Sized, candidates, sized
 from adntn.describe import plain_name
-from adntn.errors import CompressionError
+from adntn.errors import CompressionError, ConfigError
 from adntn.nn import GENERATED
+from adntn.options import check_whole
 from adntn.targets import Place, choose_places, find_places, obstacle
 from adntn.topology import GeneratorConfig
 
@@ -118,6 +119,29 @@ class Book:
                     seen.add(id(tensor))
                     self.holders.setdefault(plain_name(name), []).append(tensor)
         self.before = sum(self.of(tensor) for tensors in self.holders.values() for tensor in tensors)
+
+    @classmethod
+    def open(cls, model: nn.Module, parameters: int | None, in_bytes: int | None) -> Book:
+        """Return the book of a model for the one budget of two that is given.
+
+        Raises:
+            ConfigError: neither or both are given, or it is not a whole number of at least 1.
+        """
+        if (parameters is None) == (in_bytes is None):
+            raise ConfigError("give one budget: parameters=50_000, or bytes=200_000.")
+        limit = parameters if parameters is not None else in_bytes
+        check_whole("parameters" if in_bytes is None else "bytes", limit, 1)
+        return cls(model, limit or 0, in_bytes=in_bytes is not None)
+
+    @property
+    def is_met(self) -> str | None:
+        """What to say where the model is no larger than it may be, as it is; else None."""
+        if self.before > self.limit:
+            return None
+        return (
+            f"the model stores {self.before:,} {self.unit}, no more than the {self.limit:,} allowed, so nothing need "
+            "be generated"
+        )
 
     @property
     def unit(self) -> str:

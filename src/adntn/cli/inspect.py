@@ -19,11 +19,9 @@ from adntn.budget import BudgetPlan, fit_budget
 from adntn.cli.options import make_config, split_names
 from adntn.cli.screen import print_whole
 from adntn.errors import AdntnError, ConfigError, check_choice
-from adntn.products import kronecker_budget
+from adntn.products import PRODUCTS, kronecker_budget
 from adntn.targets import choose_places, find_places, obstacle
 from adntn.topology import TOPOLOGIES, TREES, Blueprint, GeneratorConfig
-
-_PRODUCTS = "kronecker"  # of no topology of its own, and planned by a budget
 
 
 def run_inspect(
@@ -61,7 +59,7 @@ def run_inspect(
         plan = _plan(model, targets, topologies, options, share_cores, parameters, size)
         typer.echo(plan.to_json() if as_json else str(plan))
         return
-    if share_cores or topologies == (_PRODUCTS,):
+    if share_cores or topologies == (PRODUCTS,):
         raise ConfigError("sums of Kronecker products are planned for a budget; give --parameters or --bytes.")
     places = choose_places(find_places(model), split_names(targets) or ("re:.*",), "targets", must_work=True)
     wanted = {id(weight) for place in places for weight in place.weights.values()}
@@ -131,7 +129,7 @@ def _plan(
 ) -> BudgetPlan:
     """Return what a budget of the whole model buys."""
     chosen = split_names(targets) or ("re:.*",)
-    if topologies == (_PRODUCTS,):
+    if topologies == (PRODUCTS,):
         if options:
             raise ConfigError(f"{', '.join(options)} has no meaning for 'kronecker', which has a config a shape.")
         return kronecker_budget(model, parameters=parameters, bytes=size, targets=chosen, share_cores=share_cores)

@@ -17,7 +17,7 @@ from adntn.describe import CompressionReport
 from adntn.errors import ConfigError, check_choice
 from adntn.fit import FitOptions
 from adntn.options import check_flag, check_whole
-from adntn.products import kronecker_budget
+from adntn.products import PRODUCTS, kronecker_budget
 from adntn.targets import choose_places, find_places
 from adntn.tensorize import ORDERS
 from adntn.topology import TOPOLOGIES, TREES, GeneratorConfig
@@ -25,8 +25,6 @@ from adntn.training.seeds import derive_seed
 from adntn.training.stages.base import Outcome, Stage, State
 
 __all__ = ["Select"]
-
-_PRODUCTS = "kronecker"  # no topology of its own, but a family of configs, one a shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,11 +89,11 @@ class Select(Stage):
         check_choice("init", self.init, INITS)
         check_whole("images", self.images, 1)
         check_flag("share_cores", self.share_cores)
-        if _PRODUCTS in self.topologies:
+        if PRODUCTS in self.topologies:
             self._check_products()
         else:
             for topology in self.topologies:
-                check_choice("topologies", topology, (*TOPOLOGIES, _PRODUCTS))
+                check_choice("topologies", topology, (*TOPOLOGIES, PRODUCTS))
         for order in self.orders:
             check_choice("orders", order, ORDERS)
         for name in ("parameters", "bytes"):
@@ -111,7 +109,7 @@ class Select(Stage):
             raise ConfigError("count and rank_by need a budget: parameters=20_000, or bytes=80_000.")
         if self.fit and self.init != "fit":
             raise ConfigError("options of a fit need init='fit'.")
-        if self.share_cores and self._budget and self.topologies != (_PRODUCTS,):
+        if self.share_cores and self._budget and self.topologies != (PRODUCTS,):
             raise ConfigError("share_cores with a budget needs topologies='kronecker', whose plan counts cores once.")
         if self.share_cores and self.init == "svd":
             raise ConfigError("init='svd' starts one weight alone; with share_cores use 'random' or 'fit'.")
@@ -119,7 +117,7 @@ class Select(Stage):
         self._configs()
 
     def _check_products(self) -> None:
-        if self.topologies != (_PRODUCTS,):
+        if self.topologies != (PRODUCTS,):
             raise ConfigError(f"topologies={self.topologies!r} is not possible; 'kronecker' stands alone.")
         if not self._budget:
             raise ConfigError("topologies='kronecker' needs a budget: parameters=20_000, or bytes=80_000.")
@@ -141,7 +139,7 @@ class Select(Stage):
 
     def plan(self, model: nn.Module, example: object = None) -> BudgetPlan:
         """Return the plan for a model; only with a budget."""
-        if self.topologies == (_PRODUCTS,):
+        if self.topologies == (PRODUCTS,):
             return kronecker_budget(
                 model,
                 parameters=self.parameters,
@@ -174,7 +172,7 @@ class Select(Stage):
         if self._budget and not (self.rank_by == "time" and type(self.count) is int):
             # Whether the budget is possible depends neither on ranks nor, unless some are counted out, on times.
             rank_by = "parameters" if self.rank_by == "time" else self.rank_by
-            measure = self.measure if self.topologies == (_PRODUCTS,) else "numbers"
+            measure = self.measure if self.topologies == (PRODUCTS,) else "numbers"
             replace(self, measure=measure, rank_by=rank_by).plan(model)
         elif self.share_cores and not self._budget:
             self._compress_(copy.deepcopy(model).to("meta"), init="random", progress=False)
